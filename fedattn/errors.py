@@ -8,6 +8,7 @@
       UpdateError               2   a vector that cannot be encoded or decoded
       PrivacyError              2   a mechanism or accountant that cannot hold what was asked
         BudgetError             3   the next round would pass the budget
+      RefusalError              2   a device declines an instruction, before it reads data
       SecAggError               4   a secure-aggregation round that must stop
         ProtocolError           4   a message that fails a numbered check
         ThresholdError          4   too few survivors; nothing was unmasked
@@ -62,6 +63,14 @@ class BudgetError(PrivacyError):
     """The next round would pass the privacy budget."""
 
     exit_code = EXIT_BUDGET
+
+
+class RefusalError(FedattnError):
+    """A device declines an instruction; `rule` names why and is all that the server learns."""
+
+    def __init__(self, rule: str, detail: str) -> None:
+        super().__init__(f"{rule}: {detail}")
+        self.rule = rule
 
 
 class SecAggError(FedattnError):

@@ -1,0 +1,1 @@
+"""Files that travel with the wheel: the public checkpoint, its card, the report template."""

@@ -1,0 +1,28 @@
+"""Conversations: where they come from, which of them train, and who owns them.
+
+dialogue.py   Turn, Dialogue, Example
+chitchat.py   the default private corpus
+jsonl.py      import of a user's own conversations
+filters.py    which conversations and replies are kept, record by record
+splits.py     owners, splits, silos, thinning, by salted hashes
+load.py       from a config to conversations
+summary.py    counts for the data's owner
+plays.py      public plays for pre-training
+"""
+
+from fedattn.data.dialogue import Dialogue, Example, Turn
+from fedattn.data.filters import examples
+from fedattn.data.load import describe, load_dialogues
+from fedattn.data.splits import Partition, owner_of, partition
+
+__all__ = [
+    "Dialogue",
+    "Example",
+    "Partition",
+    "Turn",
+    "describe",
+    "examples",
+    "load_dialogues",
+    "owner_of",
+    "partition",
+]

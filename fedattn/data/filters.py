@@ -1,0 +1,70 @@
+"""Which conversations and replies train: decided by each record and public parameters alone.
+
+No record's fate depends on another's, or adding one conversation could evict another and the
+privacy guarantee, which is about adding one, would be gone.
+"""
+
+from __future__ import annotations
+
+import re
+
+from fedattn.config import DataConfig
+from fedattn.data.dialogue import Dialogue, Example
+
+_RUN = re.compile(r"(\S.{0,7}?)\1{9,}", re.DOTALL)  # a unit of 1-8 characters, ten times on end
+_WORDS = 12  # shorter texts repeat words for good reason
+_COPY_BYTES = 32  # shorter turns ("yes", "how are you?") recur in honest conversations
+
+
+def keeps(dialogue: Dialogue, config: DataConfig) -> bool:
+    """Whether the conversation is kept.
+
+    It is if it has exactly two speakers, at least `min_turns` turns and at least one example.
+    """
+    return (
+        len(dialogue.speakers) == 2
+        and len(dialogue.turns) >= config.min_turns
+        and any(
+            is_example(dialogue, index, config.max_reply_bytes)
+            for index in range(1, len(dialogue.turns))
+        )
+    )
+
+
+def examples(dialogue: Dialogue, max_reply_bytes: int) -> list[Example]:
+    """The (context, reply) examples of one conversation, in order; see `is_example`."""
+    return [
+        Example(dialogue.turns[:index], dialogue.turns[index])
+        for index in range(1, len(dialogue.turns))
+        if is_example(dialogue, index, max_reply_bytes)
+    ]
+
+
+def is_example(dialogue: Dialogue, index: int, max_reply_bytes: int) -> bool:
+    """Whether turn `index` is a reply to learn from.
+
+    It is if a turn comes before it, it has at most `max_reply_bytes` bytes of UTF-8 and is no
+    degenerate repeat: of itself (`repeats_itself`), or word for word of an earlier turn
+    of this conversation that has at least 32 bytes. What is no example stays context.
+    """
+    text = dialogue.turns[index].text
+    size = len(text.encode())
+    if index < 1 or size > max_reply_bytes or repeats_itself(text):
+        return False
+    return size < _COPY_BYTES or all(text != turn.text for turn in dialogue.turns[:index])
+
+
+def repeats_itself(text: str) -> bool:
+    """Whether `text` is mostly one thing over and over.
+
+    Either half of its characters or more are a unit of 1-8 characters at least ten times on end,
+    or it has at least 12 words of which fewer than a third are distinct, case aside.
+
+    >>> repeats_itself("ha" * 12), repeats_itself("spam and " * 6), repeats_itself("oh no no no")
+    (True, True, False)
+    """
+    run = _RUN.search(text)
+    if run and 2 * (run.end() - run.start()) >= len(text):
+        return True
+    words = text.casefold().split()
+    return len(words) >= _WORDS and 3 * len(set(words)) < len(words)

@@ -1,0 +1,156 @@
+"""One client: its identity, its own config as policy, its ledger of spent privacy, its data.
+
+The device decides. It compares an instruction with its own config and with what it has spent
+over its whole life (here: the run directory), and declines before it reads private data. The
+spend is written and fsynced before anything computed from data leaves.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from torch import Tensor
+
+from fedattn.batches import Record, tokenize
+from fedattn.checkpoint import model_sha256, released_sha256, start_model, write_vector
+from fedattn.config import Config, DataConfig, ModelConfig
+from fedattn.data import Partition, load_dialogues, partition
+from fedattn.errors import FedattnError, RefusalError
+from fedattn.instruction import Instruction
+from fedattn.model import AttentionGenerator, trainable_names
+from fedattn.privacy.accountants import spend
+from fedattn.privacy.events import Event, event_from_dict, event_to_dict, round_event
+from fedattn.randomness import Randomness
+from fedattn.signing import SigningKey
+from fedattn.tokens import Tokenizer
+from fedattn.train import LocalResult, noise_only, train_locally
+
+
+class Device:
+    """The device that holds client `index`'s conversations (0..clients-1) in `folder`."""
+
+    def __init__(self, folder: Path, config: Config, index: int) -> None:
+        self.folder, self.config, self.index = folder, config, index
+        self._spend_path = folder / "spend.jsonl"
+
+    @property
+    def identity(self) -> SigningKey:
+        """The Ed25519 key made on this device when first needed."""
+        path = self.folder / "identity.pem"
+        if not path.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            SigningKey.generate(self.randomness("identity")).save(path)
+        return SigningKey.load(path)
+
+    def randomness(self, *labels: str) -> Randomness:
+        """OS entropy; in a seeded run a stream of this device and these labels."""
+        if self.config.seed is None:
+            return Randomness.from_os()
+        return Randomness.seeded(self.config.seed, "device", str(self.index), *labels)
+
+    def accept(self, instruction: Instruction) -> int:
+        """This device's place in the roster (1..n), or RefusalError naming the violated rule."""
+        own = self.config
+        for section in ("privacy", "secagg", "train", "model", "seed"):
+            # One rule for all: what this device agreed to when it joined, and nothing weaker.
+            if getattr(instruction.config, section) != getattr(own, section):
+                raise RefusalError(f"config.{section}", "differs from this device's own")
+        if instruction.event != round_event(own):
+            raise RefusalError("event", "is not what the config makes of a round")
+        key = self.identity.public_bytes
+        if instruction.roster.count(key) != 1:
+            raise RefusalError("roster", "must list this device exactly once")
+        if len(instruction.roster) < own.secagg.threshold:
+            raise RefusalError("cohort", f"below this device's threshold {own.secagg.threshold}")
+        if instruction.start_sha256 != installed_start(own.model, own.seed)[1]:
+            raise RefusalError("start_model", "is not the one installed here")
+        spent = self._spent()
+        if instruction.sha256.hex() in {name for name, _ in spent}:
+            raise RefusalError("replay", "this instruction was answered before")
+        events: list[Event] = [event for _, event in spent] + [instruction.event]
+        budget = own.privacy.epsilon_budget
+        if budget is not None and spend(events, own.privacy.delta).epsilon > budget:
+            raise RefusalError("budget", f"epsilon would pass {budget:g}")
+        return instruction.roster.index(key) + 1
+
+    def train(self, instruction: Instruction, vector: Tensor) -> LocalResult:
+        """Record the spend, then train on this device's conversations from `vector` (d,).
+
+        Whatever reading the data raises, the result is noise as for a device without a record:
+        an absence or an error would tell the server about the data.
+        """
+        model, start = installed_start(self.config.model, self.config.seed)
+        if released_sha256(start, vector) != instruction.model_sha256:
+            raise RefusalError("model", "is not the one that the instruction names")
+        write_vector(model, trainable_names(model, self.config.model.trainable), vector)
+        tokenizer = Tokenizer(model.shape.vocab_size)
+        randomness = self.randomness("train", instruction.sha256.hex())
+        self._record_spend(instruction)
+        try:
+            records = self.records(tokenizer)
+            return train_locally(model, tokenizer, records, self.config, randomness)
+        except Exception:  # noqa: BLE001 (nothing about the data may decide what leaves)
+            # Steps already taken left nothing behind; fresh randomness, or noise would repeat.
+            write_vector(model, trainable_names(model, self.config.model.trainable), vector)
+            return noise_only(model, tokenizer, self.config, randomness.child("noise only"))
+
+    def records(self, tokenizer: Tokenizer) -> Sequence[Record]:
+        """This device's conversations, tokenised; possibly none."""
+        return _records(self.config.data, self.index, tokenizer.vocab_size)
+
+    def _spent(self) -> list[tuple[str, Event]]:
+        """Instructions answered so far and what each cost."""
+        if not self._spend_path.exists():
+            return []
+        try:
+            lines = [json.loads(line) for line in self._spend_path.read_text().splitlines()]
+            return [(line["instruction"], event_from_dict(line["event"])) for line in lines]
+        except (OSError, ValueError, KeyError, TypeError, FedattnError):
+            raise RefusalError("spend_ledger", "cannot be read on this device") from None
+
+    def _record_spend(self, instruction: Instruction) -> None:
+        line = {
+            "instruction": instruction.sha256.hex(),
+            "round": instruction.round,
+            "event": event_to_dict(instruction.event),
+        }
+        try:
+            with self._spend_path.open("a") as file:
+                file.write(json.dumps(line, sort_keys=True) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            raise RefusalError("spend_ledger", "cannot be written on this device") from None
+
+
+@lru_cache(maxsize=4)
+def installed_start(config: ModelConfig, seed: int | None) -> tuple[AttentionGenerator, str]:
+    """The installed start model and its hash; one instance serves all devices of a process."""
+    model = start_model(config, seed=seed)
+    return model, model_sha256(model)
+
+
+def load_partition(config: DataConfig) -> Partition:
+    """All conversations of `config` with their owners; read once a process."""
+    return _partition(config.model_dump_json())
+
+
+@lru_cache(maxsize=2)
+def _partition(config_json: str) -> Partition:
+    config = DataConfig.model_validate_json(config_json)
+    return partition(load_dialogues(config), config)
+
+
+def _records(config: DataConfig, index: int, vocab_size: int) -> Sequence[Record]:
+    return _tokenized(config.model_dump_json(), index, vocab_size)
+
+
+@lru_cache(maxsize=1024)
+def _tokenized(config_json: str, index: int, vocab_size: int) -> tuple[Record, ...]:
+    config = DataConfig.model_validate_json(config_json)
+    dialogues = load_partition(config).train[index]
+    return tuple(tokenize(dialogues, Tokenizer(vocab_size), config.max_reply_bytes))

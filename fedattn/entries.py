@@ -1,0 +1,124 @@
+"""What a ledger entry may say: one strict shape per kind (DESIGN section 6).
+
+A further kind of entry is one more model in `BODIES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal, TypeAlias
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from fedattn.errors import LedgerError, PrivacyError
+from fedattn.privacy.events import Event, event_from_dict
+
+LEDGER_FORMAT: Final = "fedattn-ledger/1"
+
+Hash = Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\Z")]  # SHA-256 or a raw public key, in hex
+Signature = Annotated[str, Field(pattern=r"\A[0-9a-f]{128}\Z")]
+Count = Annotated[int, Field(ge=0)]
+Round = Annotated[int, Field(ge=1)]
+Outcome: TypeAlias = Literal["completed", "budget", "interrupted", "aborted"]
+AbortReason: TypeAlias = Literal["threshold", "protocol", "decode", "interrupted", "error"]
+
+
+def _priceable(event: dict[str, Any]) -> dict[str, Any]:
+    try:
+        event_from_dict(event)
+    except PrivacyError as error:
+        raise ValueError(str(error)) from None
+    return event
+
+
+class Body(BaseModel):
+    """The body of an entry: unknown keys and quiet type changes are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Open(Body):
+    """The first entry: what the run is about to do, with which data, keys and weights."""
+
+    format: Literal["fedattn-ledger/1"] = LEDGER_FORMAT
+    fedattn_version: str
+    config: dict[str, Any]
+    config_sha256: Hash
+    data_set: str
+    server_public_key: Hash
+    roster: list[Hash]  # identity public keys of the devices
+    model_sha256: Hash
+    dimension: Round | None = None  # trainable parameters; lets an audit recompute instructions
+    engine: str
+    created_by: str
+
+
+class Intent(Body):
+    """A round is about to start; from here on its event is spent, whatever follows."""
+
+    round: Round
+    instruction_sha256: Hash
+    event: Annotated[dict[str, Any], AfterValidator(_priceable)]
+    threshold: Round
+    cohort: Round
+    model_before: Hash
+
+    @property
+    def priced(self) -> Event:
+        """The event in typed form."""
+        return event_from_dict(self.event)
+
+
+class Release(Body):
+    """A round ended with a new model."""
+
+    round: Round
+    intent: Hash  # of the intent's line
+    survivors: Count
+    survivors_sha256: Hash
+    survivor_commitments: list[Hash]  # salted; says who to whom holds the salt
+    cosignatures: list[Signature]  # of survivors, over instruction, survivors and intent
+    model_before: Hash
+    model_after: Hash
+
+
+class Abort(Body):
+    """A round ended without a new model; its event stays spent."""
+
+    round: Round
+    intent: Hash
+    stage: Annotated[str, Field(pattern=r"\A[a-z_]{1,32}\Z")]
+    reason: AbortReason
+
+
+class Close(Body):
+    """The last entry."""
+
+    outcome: Outcome
+    released: Count
+    aborted: Count
+    model_sha256: Hash
+
+
+AnyBody: TypeAlias = Open | Intent | Release | Abort | Close
+BODIES: Mapping[str, type[AnyBody]] = {
+    "open": Open,
+    "intent": Intent,
+    "release": Release,
+    "abort": Abort,
+    "close": Close,
+}
+
+
+def parse_body(kind: str, raw: object) -> AnyBody:
+    """The typed body of an entry; LedgerError names the kind, the key and the rule."""
+    body_type = BODIES.get(kind)
+    if body_type is None:
+        raise LedgerError(f"unknown kind {kind!r}; this version knows {', '.join(BODIES)}")
+    try:
+        return body_type.model_validate(raw)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, item['loc'])) or kind}: {item['msg']}" for item in error.errors()
+        )
+        raise LedgerError(f"{kind}: {problems}") from None

@@ -1,0 +1,75 @@
+"""What crosses the wire: one ConfigRecord of named bytes a message, and the model's vector.
+
+Requests (server to client, `message_type` routes them to an action) and their replies:
+
+    query.enroll      -                                     -> key
+    query.advertise   instruction                           -> message
+    query.share       instruction hash, message             -> message
+    train.upload      instruction hash, message, model vec. -> message
+    query.confirm     instruction hash, message, intent     -> message
+    query.unmask      instruction hash, message             -> message
+
+`message` holds the signed bytes of `fedattn.secagg`. A client that declines replies with
+`refusal` alone: the name of a rule, decided before private data is read. Nothing else is ever
+sent: no loss, no count, no norm, no data size, no exception text.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from torch import Tensor
+
+from fedattn.errors import ProtocolError
+
+ENROLL: Final = "query.enroll"
+ADVERTISE: Final = "query.advertise"
+SHARE: Final = "query.share"
+UPLOAD: Final = "train.upload"
+CONFIRM: Final = "query.confirm"
+UNMASK: Final = "query.unmask"
+STAGES: Final = {
+    "advertise": ADVERTISE,
+    "share": SHARE,
+    "upload": UPLOAD,
+    "confirm": CONFIRM,
+    "unmask": UNMASK,
+}
+_RECORD = "fedattn"
+_MODEL = "model"
+
+
+def pack(*, vector: Tensor | None = None, **fields: bytes | str) -> RecordDict:
+    """A message's content: named bytes or text, and optionally the model's vector (d,)."""
+    content = RecordDict({_RECORD: ConfigRecord(dict(fields))})
+    if vector is not None:
+        content[_MODEL] = ArrayRecord({"vector": Array(vector.cpu().numpy())})
+    return content
+
+
+def field(message: Message, name: str) -> bytes:
+    """The bytes under `name`; ProtocolError("wire") if they are missing or of another type."""
+    record = message.content.config_records.get(_RECORD)
+    value = None if record is None else record.get(name)
+    if not isinstance(value, bytes):
+        raise ProtocolError("wire", f"a message lacks the bytes `{name}`")
+    return value
+
+
+def refusal(message: Message) -> str | None:
+    """The rule by which a client declined, if it did."""
+    record = message.content.config_records.get(_RECORD)
+    value = None if record is None else record.get("refusal")
+    return value if isinstance(value, str) else None
+
+
+def vector(message: Message, dimension: int) -> Tensor:
+    """The model's vector (d,) float32; ProtocolError("wire") unless it has `dimension` numbers."""
+    arrays = message.content.array_records.get(_MODEL)
+    array = None if arrays is None else arrays.get("vector")
+    if array is None or array.dtype != "float32" or tuple(array.shape) != (dimension,):
+        raise ProtocolError("wire", f"a message lacks the model vector ({dimension},) float32")
+    return torch.from_numpy(np.array(array.numpy(), np.float32))

@@ -1,0 +1,98 @@
+"""The round's one instruction: what every client of a round follows, or masks do not cancel.
+
+A canonical JSON document; its SHA-256 is in every signature and every key derivation of secure
+aggregation and in the ledger's intent. It holds all that decides what a device computes: the
+config, the model, the mechanism, the codec, the roster and the ledger head before the round.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from fedattn.config import Config, config_from_dict
+from fedattn.errors import ProtocolError
+from fedattn.privacy.events import Event, event_from_dict, event_to_dict
+from fedattn.secagg import RoundSpec
+from fedattn.update import Codec
+
+FORMAT = "fedattn-instruction/1"
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """Everything one round is about; `document` are the bytes that are hashed."""
+
+    config: Config
+    round: int
+    start_sha256: str  # the model training started from, which devices have installed
+    model_sha256: str  # the model this round starts from
+    dimension: int  # d, trainable parameters
+    ledger_head: str
+    roster: tuple[bytes, ...]  # raw Ed25519 public keys; client i is entry i - 1
+    event: Event
+
+    @property
+    def document(self) -> bytes:
+        """Canonical JSON: sorted keys, no spaces."""
+        fields = {
+            "format": FORMAT,
+            "config": self.config.model_dump(mode="json"),
+            "round": self.round,
+            "start_sha256": self.start_sha256,
+            "model_sha256": self.model_sha256,
+            "dimension": self.dimension,
+            "ledger_head": self.ledger_head,
+            "roster": [key.hex() for key in self.roster],
+            "event": event_to_dict(self.event),
+        }
+        return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
+
+    @property
+    def sha256(self) -> bytes:
+        """The 32-byte hash of `document`."""
+        return hashlib.sha256(self.document).digest()
+
+    @property
+    def spec(self) -> RoundSpec:
+        """The secure-aggregation round that this instruction sets."""
+        secagg = self.config.secagg
+        return RoundSpec(
+            instruction_hash=self.sha256,
+            round=self.round,
+            roster=self.roster,
+            threshold=secagg.threshold,
+            max_colluding=secagg.max_colluding,
+            dimension=self.dimension,
+            modulus_bits=secagg.modulus_bits,
+        )
+
+    @property
+    def codec(self) -> Codec:
+        """The codec that this instruction sets."""
+        return Codec(self.config.secagg.clip_range, self.config.secagg.grid_scale)
+
+    @classmethod
+    def parse(cls, document: bytes) -> Instruction:
+        """Read a document; ProtocolError unless it is canonical, so that its hash names it."""
+        try:
+            raw: dict[str, Any] = json.loads(document)
+            if raw.pop("format") != FORMAT:
+                raise ValueError
+            instruction = cls(
+                config=config_from_dict(raw["config"]),
+                round=int(raw["round"]),
+                start_sha256=str(raw["start_sha256"]),
+                model_sha256=str(raw["model_sha256"]),
+                dimension=int(raw["dimension"]),
+                ledger_head=str(raw["ledger_head"]),
+                roster=tuple(bytes.fromhex(key) for key in raw["roster"]),
+                event=event_from_dict(raw["event"]),
+            )
+        except Exception:
+            raise ProtocolError("instruction.format", f"not a {FORMAT} document") from None
+        if instruction.document != document:
+            raise ProtocolError("instruction.canonical", "the document is not in canonical form")
+        return instruction

@@ -1,0 +1,1 @@
+"""Privacy: what happened (`events`), its cost (`accountants`), what may be claimed (`claims`)."""

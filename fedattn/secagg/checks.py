@@ -1,0 +1,43 @@
+"""The one way a check of the protocol fails: by its stable name, before anything is revealed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from itertools import pairwise
+
+from fedattn.errors import ProtocolError
+
+
+def require(holds: bool, check: str, detail: str) -> None:
+    """Raise ProtocolError(check, detail) unless `holds`.
+
+    >>> require(1 < 2, "order", "one must come before two")
+    """
+    if not holds:
+        raise ProtocolError(check, detail)
+
+
+def require_members(
+    where: str, shown: Sequence[int], *, within: Collection[int], threshold: int, itself: int
+) -> None:
+    """Check a set of members that the server shows to the client `itself`.
+
+    Raises ProtocolError("<where>.distinct" | ".subset" | ".threshold" | ".self").
+    """
+    # (1) one member listed many times would count as a quorum; one canonical order, so that equal
+    # sets have equal bytes
+    require(
+        all(a < b for a, b in pairwise(shown)),
+        f"{where}.distinct",
+        "members must be listed once each, in ascending order",
+    )
+    # (2) a member that was not in the stage before has no checked keys, or no shares
+    allowed = frozenset(within)
+    for index in shown:
+        require(index in allowed, f"{where}.subset", f"member {index} was not in the stage before")
+    # (3) below the threshold a colluding set may be all that is left beside us
+    require(
+        len(shown) >= threshold, f"{where}.threshold", f"{len(shown)} members, need {threshold}"
+    )
+    # (4) without ourselves, our own masks would be opened as a dropout's
+    require(itself in shown, f"{where}.self", f"member {itself} itself is missing")
