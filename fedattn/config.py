@@ -141,6 +141,7 @@ class SecAggConfig(Section):
     clip_range: Positive = 0.5  # each coordinate of an update is clipped to [-r, r]
     grid_scale: Positive = 1048576.0  # grid steps per unit
     modulus_bits: Literal[32] = 32
+    stage_timeout_s: Positive = 600.0  # a client silent for longer at one stage has dropped out
 
 
 class EvalConfig(Section):

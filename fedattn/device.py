@@ -22,7 +22,7 @@ from fedattn.data import Partition, load_dialogues, partition
 from fedattn.errors import FedattnError, RefusalError
 from fedattn.instruction import Instruction
 from fedattn.model import AttentionGenerator, trainable_names
-from fedattn.privacy.accountants import spend
+from fedattn.privacy.accountants import would_pass
 from fedattn.privacy.events import Event, event_from_dict, event_to_dict, round_event
 from fedattn.randomness import Randomness
 from fedattn.signing import SigningKey
@@ -71,10 +71,12 @@ class Device:
         spent = self._spent()
         if instruction.sha256.hex() in {name for name, _ in spent}:
             raise RefusalError("replay", "this instruction was answered before")
-        events: list[Event] = [event for _, event in spent] + [instruction.event]
+        events = [event for _, event in spent if event is not None]
         budget = own.privacy.epsilon_budget
-        if budget is not None and spend(events, own.privacy.delta).epsilon > budget:
+        if budget is not None and would_pass(events, instruction.event, budget, own.privacy.delta):
             raise RefusalError("budget", f"epsilon would pass {budget:g}")
+        # A second advertisement under one hash would let the server show peers different keys.
+        self._write("accepted", instruction)
         return instruction.roster.index(key) + 1
 
     def train(self, instruction: Instruction, vector: Tensor) -> LocalResult:
@@ -89,7 +91,7 @@ class Device:
         write_vector(model, trainable_names(model, self.config.model.trainable), vector)
         tokenizer = Tokenizer(model.shape.vocab_size)
         randomness = self.randomness("train", instruction.sha256.hex())
-        self._record_spend(instruction)
+        self._write("spent", instruction)
         try:
             records = self.records(tokenizer)
             return train_locally(model, tokenizer, records, self.config, randomness)
@@ -102,18 +104,24 @@ class Device:
         """This device's conversations, tokenised; possibly none."""
         return _records(self.config.data, self.index, tokenizer.vocab_size)
 
-    def _spent(self) -> list[tuple[str, Event]]:
-        """Instructions answered so far and what each cost."""
+    def _spent(self) -> list[tuple[str, Event | None]]:
+        """Instructions answered so far, and what each cost where training began."""
         if not self._spend_path.exists():
             return []
         try:
             lines = [json.loads(line) for line in self._spend_path.read_text().splitlines()]
-            return [(line["instruction"], event_from_dict(line["event"])) for line in lines]
+            return [
+                (line["instruction"], event_from_dict(line["event"]))
+                if line["kind"] == "spent"
+                else (line["instruction"], None)
+                for line in lines
+            ]
         except (OSError, ValueError, KeyError, TypeError, FedattnError):
             raise RefusalError("spend_ledger", "cannot be read on this device") from None
 
-    def _record_spend(self, instruction: Instruction) -> None:
+    def _write(self, kind: str, instruction: Instruction) -> None:
         line = {
+            "kind": kind,
             "instruction": instruction.sha256.hex(),
             "round": instruction.round,
             "event": event_to_dict(instruction.event),

@@ -15,8 +15,8 @@ from fedattn.privacy.events import Event, event_from_dict
 
 LEDGER_FORMAT: Final = "fedattn-ledger/1"
 
-Hash = Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\Z")]  # SHA-256 or a raw public key, in hex
-Signature = Annotated[str, Field(pattern=r"\A[0-9a-f]{128}\Z")]
+Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # SHA-256 or a raw public key, in hex
+Signature = Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
 Count = Annotated[int, Field(ge=0)]
 Round = Annotated[int, Field(ge=1)]
 Outcome: TypeAlias = Literal["completed", "budget", "interrupted", "aborted"]
@@ -48,6 +48,7 @@ class Open(Body):
     server_public_key: Hash
     roster: list[Hash]  # identity public keys of the devices
     model_sha256: Hash
+    start_sha256: Hash | None = None  # of the whole model that training started from
     dimension: Round | None = None  # trainable parameters; lets an audit recompute instructions
     engine: str
     created_by: str
@@ -87,7 +88,7 @@ class Abort(Body):
 
     round: Round
     intent: Hash
-    stage: Annotated[str, Field(pattern=r"\A[a-z_]{1,32}\Z")]
+    stage: Annotated[str, Field(pattern=r"^[a-z_]{1,32}$")]
     reason: AbortReason
 
 

@@ -33,6 +33,34 @@ class Reply:
     attention: Attention
 
 
+# What a run shows replies to. Written by us: no person's words enter a report.
+OPENERS = (
+    "hi, how are you doing today?",
+    "what do you like to do on the weekend?",
+    "i have a big exam tomorrow and i am nervous.",
+    "do you have any pets?",
+    "what is your favorite movie?",
+    "where are you from?",
+)
+
+
+def context_of(turns: Sequence[str], tokenizer: Tokenizer, context_tokens: int) -> list[int]:
+    """The context ids of a chat whose last turn is the other's: <you> and <me> take turns."""
+    ids: list[int] = []
+    for distance, text in enumerate(reversed(turns)):
+        marker = tokenizer.me if distance % 2 else tokenizer.you
+        ids[:0] = [marker, *tokenizer.encode(text)]
+    return ids[-context_tokens:]
+
+
+def reply_to(
+    model: AttentionGenerator, tokenizer: Tokenizer, turns: Sequence[str], max_tokens: int = 40
+) -> Reply:
+    """The greedy reply to the last of `turns`, which two speakers took in turn."""
+    context = context_of(turns, tokenizer, model.shape.context_tokens)
+    return reply(model, tokenizer, context, max_tokens=max_tokens)
+
+
 @torch.no_grad()
 def reply(
     model: AttentionGenerator, tokenizer: Tokenizer, context: Sequence[int], *, max_tokens: int

@@ -1,0 +1,218 @@
+"""What an audit looks at: the files of a run, and the keys that the auditor pinned."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from fedattn.config import Config, config_from_dict
+from fedattn.entries import Close, Intent, Open, Release
+from fedattn.errors import FedattnError, RunError
+from fedattn.ledger import LedgerEntry, read_ledger
+from fedattn.privacy.accountants import Spend, spend
+from fedattn.privacy.events import Event
+from fedattn.report import (
+    LEDGER_FILE,
+    REPORT_FILE,
+    SIGNATURE_FILE,
+    Report,
+    canonical_signature,
+    parse_report,
+    refuse_newer,
+    show_epsilon,
+)
+from fedattn.signing import fingerprint
+
+_HEX = re.compile(r"\A[0-9a-f]{64}\Z")
+
+
+class CheckFailedError(Exception):
+    """A check's own finding; the message is its detail."""
+
+
+def require(condition: bool, finding: str) -> None:
+    """Raise CheckFailedError with `finding` unless the condition holds."""
+    if not condition:
+        raise CheckFailedError(finding)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The stored bytes of one finished run and what the auditor trusts."""
+
+    run_dir: Path
+    entries: list[LedgerEntry]
+    report_bytes: bytes
+    signature_bytes: bytes | None
+    server_pin: str | None  # fingerprint
+    roster_pins: frozenset[str] | None  # public keys or fingerprints
+
+    @cached_property
+    def report(self) -> Report:
+        """The typed report; RunError if report.json has another shape."""
+        return parse_report(self.report_bytes)
+
+    @cached_property
+    def signer(self) -> tuple[bytes, bytes]:
+        """Public key and signature in report.sig; CheckFailedError unless as it is written."""
+        if self.signature_bytes is None:
+            raise CheckFailedError(f"{SIGNATURE_FILE} is missing")
+        try:
+            raw = json.loads(self.signature_bytes)
+            key, signature = bytes.fromhex(raw["public_key"]), bytes.fromhex(raw["signature"])
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise CheckFailedError(
+                f"{SIGNATURE_FILE} does not hold a key and a signature"
+            ) from None
+        stored = canonical_signature({"public_key": key.hex(), "signature": signature.hex()})
+        if stored != self.signature_bytes:
+            raise CheckFailedError(f"{SIGNATURE_FILE} is not in the form it is written in")
+        return key, signature
+
+    @cached_property
+    def opened(self) -> Open:
+        """The first entry; CheckFailedError if it is of another kind."""
+        if not self.entries or not isinstance(self.entries[0].body, Open):
+            raise CheckFailedError("the ledger does not start with `open`")
+        return self.entries[0].body
+
+    @cached_property
+    def closed(self) -> Close:
+        """The last entry; CheckFailedError if it is of another kind."""
+        if not self.entries or not isinstance(self.entries[-1].body, Close):
+            raise CheckFailedError("the ledger does not end with `close`")
+        return self.entries[-1].body
+
+    @cached_property
+    def config(self) -> Config:
+        """The config of `open`, validated again; ConfigError names what is wrong."""
+        return config_from_dict(self.opened.config, where="the ledger's config")
+
+    @cached_property
+    def server_key(self) -> bytes:
+        """The key that `open` names as the server's."""
+        return bytes.fromhex(self.opened.server_public_key)
+
+    @cached_property
+    def intents(self) -> list[tuple[LedgerEntry, Intent]]:
+        """Every intent with its entry."""
+        return [(entry, entry.body) for entry in self.entries if isinstance(entry.body, Intent)]
+
+    @cached_property
+    def releases(self) -> list[tuple[LedgerEntry, Intent, Release]]:
+        """Every release with the intent it refers to; CheckFailedError if there is none."""
+        intents = {entry.hash: (entry, intent) for entry, intent in self.intents}
+        found = []
+        for entry in self.entries:
+            if isinstance(entry.body, Release):
+                if entry.body.intent not in intents:
+                    raise CheckFailedError(f"round {entry.body.round}: a release of no intent")
+                found.append((*intents[entry.body.intent], entry.body))
+        return found
+
+    def count(self, kind: type) -> int:
+        """How many entries have a body of this type."""
+        return sum(isinstance(entry.body, kind) for entry in self.entries)
+
+    @cached_property
+    def events(self) -> list[Event]:
+        """What was spent: every intent's event, whatever became of its round."""
+        return [intent.priced for _, intent in self.intents]
+
+    @cached_property
+    def cost(self) -> Spend:
+        """The events priced anew by both accountants."""
+        return spend(self.events, self.config.privacy.delta)
+
+
+def gather(run_dir: Path, *, server_key: str | None, roster: Path | None) -> Evidence:
+    """Read a finished run.
+
+    RunError: no run here, a run that did not finish, a report of a newer format, bad pins.
+    LedgerError: a ledger that is torn, unreadable or of a newer format.
+    """
+    pin = None if server_key is None else _hex(server_key, where="--server-key")
+    pins = None if roster is None else read_roster(roster)
+    if not run_dir.is_dir():
+        raise RunError(f"{run_dir}: no such run directory; `fedattn simulate` makes one")
+    ledger_path, report_path = run_dir / LEDGER_FILE, run_dir / REPORT_FILE
+    if not ledger_path.exists():
+        raise RunError(f"{run_dir}: not a run directory, {LEDGER_FILE} is missing")
+    entries = read_ledger(ledger_path)
+    if not report_path.exists():
+        raise RunError(_unfinished(run_dir, entries))
+    signature_path = run_dir / SIGNATURE_FILE
+    evidence = Evidence(
+        run_dir=run_dir,
+        entries=entries,
+        report_bytes=_read(report_path),
+        signature_bytes=_read(signature_path) if signature_path.exists() else None,
+        server_pin=pin,
+        roster_pins=pins,
+    )
+    _refuse_newer_report(evidence.report_bytes, where=str(report_path))
+    return evidence
+
+
+def read_roster(path: Path) -> frozenset[str]:
+    """Pinned device identities: one public key or fingerprint (64 hex digits) a line, # comments.
+
+    RunError names a line that is neither, and an empty file.
+    """
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        raise RunError(f"{path}: the roster cannot be read as UTF-8 text") from None
+    found = set()
+    for number, line in enumerate(lines, start=1):
+        text = line.partition("#")[0].strip()
+        if text:
+            found.add(_hex(text, where=f"{path} line {number}"))
+    if not found:
+        raise RunError(f"{path}: the roster names no key")
+    return frozenset(found)
+
+
+def _hex(text: str, *, where: str) -> str:
+    lowered = text.strip().lower()
+    if not _HEX.match(lowered):
+        raise RunError(f"{where}: must be 64 hex digits (`fedattn keys show` prints them)")
+    return lowered
+
+
+def is_pinned(public_key: bytes, pins: frozenset[str]) -> bool:
+    """Whether a pin names this key, by itself or by its fingerprint."""
+    return public_key.hex() in pins or fingerprint(public_key) in pins
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _refuse_newer_report(stored: bytes, *, where: str) -> None:
+    try:
+        stated = json.loads(stored)["format"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return  # not a newer report: the checks say what is wrong with it
+    refuse_newer(stated, where=where)
+
+
+def _unfinished(run_dir: Path, entries: list[LedgerEntry]) -> str:
+    partial = Evidence(run_dir, entries, b"", None, None, None)
+    closed = isinstance(entries[-1].body, Close)
+    state = "was closed but has no report" if closed else "did not finish"
+    try:
+        cost, rounds = partial.cost, len(partial.intents)
+        spent = (
+            f"its ledger says that {rounds} round(s) spent epsilon {show_epsilon(cost.epsilon)} "
+            f"at delta {cost.delta:g} so far (not verified)"
+        )
+    except (CheckFailedError, FedattnError):
+        spent = "what it spent cannot be read from its ledger"
+    return f"{run_dir}: the run {state}; {spent}. Count it as spent and start a new run"

@@ -1,0 +1,159 @@
+"""Checks on the ledger: who wrote it, that it is whole, and what devices confirmed.
+
+Each returns its detail or raises CheckFailedError with what it found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import fedattn
+from fedattn.audit.evidence import Evidence, is_pinned, require
+from fedattn.entries import Abort, Close, Intent, Open, Release
+from fedattn.ledger import GENESIS
+from fedattn.privacy.events import round_event
+from fedattn.signing import fingerprint
+
+
+def server_key(e: Evidence) -> str:
+    """One key signed report and ledger; it is the pinned one."""
+    keys = {"report.sig": e.signer[0], "the ledger": e.server_key}
+    keys["report.json"] = bytes.fromhex(e.report.ledger.server_public_key)
+    require(len(set(keys.values())) == 1, "report.sig, report.json and ledger name different keys")
+    found = fingerprint(e.server_key)
+    if e.server_pin is None:
+        return f"{found}, not pinned: anyone could have made this run and signed it"
+    require(found == e.server_pin, f"signed by {found}, pinned is {e.server_pin}")
+    return "is the pinned key"
+
+
+def ledger_signatures(e: Evidence) -> str:
+    """The server's key signed every line's stored bytes."""
+    bad = [n for n, x in enumerate(e.entries, 1) if not x.is_signed_by(e.server_key)]
+    require(not bad, f"line(s) {_list(bad)} not signed by the server key that `open` names")
+    return f"{len(e.entries)} lines"
+
+
+def ledger_chain(e: Evidence) -> str:
+    """Each line names the hash of the one before, and numbers are consecutive from 0."""
+    previous = GENESIS
+    for seq, entry in enumerate(e.entries):
+        require(entry.seq == seq, f"line {seq + 1} has seq {entry.seq}, expected {seq}")
+        require(entry.prev == previous, f"line {seq + 1} does not continue the line before it")
+        previous = entry.hash
+    return f"head {previous}"
+
+
+def grammar(e: Evidence) -> str:
+    """open, then intents each with at most one outcome, rounds rising, then close."""
+    e.opened, e.closed  # noqa: B018 (raise unless they frame the ledger)
+    pending: tuple[str, int] | None = None
+    last_round = 0
+    for number, entry in enumerate(e.entries[1:-1], start=2):
+        body = entry.body
+        require(not isinstance(body, Open | Close), f"line {number}: `{entry.kind}` inside")
+        if isinstance(body, Intent):
+            require(
+                body.round > last_round, f"line {number}: round {body.round} after {last_round}"
+            )
+            last_round, pending = body.round, (entry.hash, body.round)
+        elif isinstance(body, Release | Abort):
+            require(
+                (body.intent, body.round) == pending,
+                f"line {number}: {entry.kind} of round {body.round} does not follow its intent",
+            )
+            pending = None
+    require(last_round <= e.config.train.rounds, f"round {last_round} is above the config's")
+    counts = (e.closed.released, e.closed.aborted)
+    require(counts == (e.count(Release), e.count(Abort)), "`close` counts other rounds")
+    unresolved = len(e.intents) - sum(counts)
+    return f"{len(e.intents)} intents: {counts[0]} released, {counts[1]} aborted, {unresolved} open"
+
+
+def events(e: Evidence) -> str:
+    """Each intent states the mechanism and quorum that the config demands."""
+    wanted, quorum = round_event(e.config), e.config.secagg.threshold
+    for _, intent in e.intents:
+        where = f"round {intent.round}"
+        require(intent.priced == wanted, f"{where}: {intent.priced}, the config says {wanted}")
+        require(intent.threshold == quorum, f"{where}: threshold {intent.threshold}, not {quorum}")
+        size = len(e.opened.roster)
+        require(quorum <= intent.cohort <= size, f"{where}: cohort {intent.cohort} of {size}")
+    roster = e.opened.roster
+    require(len(set(roster)) == len(roster), "a device is listed twice in the roster")
+    require(len(roster) == e.config.data.clients, "the roster has another size than the config's")
+    return f"{wanted} in {len(e.intents)} rounds"
+
+
+def instructions(e: Evidence) -> str:
+    """The instruction that devices signed is the one this ledger's config and event make."""
+    if e.opened.dimension is None:
+        return "not recomputed: `open` states no dimension"
+    if e.opened.fedattn_version != fedattn.__version__:
+        return f"not recomputed: written by fedattn {e.opened.fedattn_version}"
+    from fedattn.instruction import Instruction
+
+    roster = tuple(bytes.fromhex(key) for key in e.opened.roster)
+    for entry, intent in e.intents:
+        expected = Instruction(
+            config=e.config,
+            round=intent.round,
+            start_sha256=e.opened.model_sha256,
+            model_sha256=intent.model_before,
+            dimension=e.opened.dimension,
+            ledger_head=entry.prev,
+            roster=roster,
+            event=intent.priced,
+        )
+        require(
+            expected.sha256.hex() == intent.instruction_sha256,
+            f"round {intent.round}: devices were given another instruction than the ledger shows",
+        )
+    return f"{len(e.intents)} recomputed"
+
+
+def survivors(e: Evidence) -> str:
+    """No release had fewer survivors than the threshold, or more than the cohort."""
+    for _, intent, release in e.releases:
+        where, count = f"round {release.round}", release.survivors
+        require(count >= intent.threshold, f"{where}: {count} survivors, need {intent.threshold}")
+        require(count <= intent.cohort, f"{where}: {count} survivors of {intent.cohort}")
+        distinct = len(set(release.survivor_commitments))
+        require(distinct == count, f"{where}: {distinct} commitments for {count} survivors")
+    return f"{len(e.releases)} releases"
+
+
+def cosignatures(e: Evidence) -> str:
+    """At least a threshold of distinct known devices confirmed each release and its intent."""
+    from fedattn.secagg import verify_confirmation
+
+    keys = [bytes.fromhex(key) for key in e.opened.roster]
+    source = "the roster in the ledger itself, which the server wrote"
+    if e.roster_pins is not None:
+        known = [key for key in keys if is_pinned(key, e.roster_pins)]
+        source = f"the pinned roster, which knows {len(known)} of {len(keys)} devices"
+        keys = known
+    for entry, intent, release in e.releases:
+        remaining = list(keys)
+        for signature in map(bytes.fromhex, release.cosignatures):
+            signed = (
+                bytes.fromhex(intent.instruction_sha256),
+                bytes.fromhex(release.survivors_sha256),
+                bytes.fromhex(entry.hash),
+            )
+            # signatures come in roster order: the next unused key is nearly always the signer
+            match = (k for k in remaining if verify_confirmation(k, *signed, signature))
+            if (signer := next(match, None)) is not None:
+                remaining.remove(signer)
+        confirmed = len(keys) - len(remaining)
+        require(
+            confirmed >= e.config.secagg.threshold,
+            f"round {release.round}: {confirmed} valid co-signatures under {source}, "
+            f"need {e.config.secagg.threshold}",
+        )
+    return f"{len(e.releases)} releases confirmed under {source}"
+
+
+def _list(numbers: Sequence[int]) -> str:
+    shown = ", ".join(map(str, numbers[:5]))
+    return shown + (", ..." if len(numbers) > 5 else "")

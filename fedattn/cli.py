@@ -1,0 +1,217 @@
+"""The `fedattn` command. Heavy imports wait until a command needs them.
+
+Exit codes: 0 ok, 1 an audit finding, 2 bad input, 3 the budget stopped the run, 4 the run was
+aborted (no round could be released), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedattn.errors import EXIT_FINDING, EXIT_INTERRUPTED, EXIT_OK, FedattnError
+
+if TYPE_CHECKING:
+    from fedattn.config import Config
+
+# Locals in a traceback could hold private text.
+app = typer.Typer(
+    help="Federated, differentially private fine-tuning of an attention-based dialogue generator.",
+    epilog="Exit codes: 0 ok, 1 finding, 2 bad input, 3 budget stop, 4 aborted, 130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+data_app = typer.Typer(help="Look at conversations; nothing leaves this machine.", no_args_is_help=True)
+keys_app = typer.Typer(help="Make and show the server's signing key.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(keys_app, name="keys")
+
+ConfigPath = Annotated[Path, typer.Argument(help="A YAML config; see configs/.", show_default=False)]
+RunDir = Annotated[Path, typer.Argument(help="A run directory.", show_default=False)]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", help="Override one key: section.key=value. Repeatable.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="The config to write.")] = Path("fedattn.yaml"),
+    data: Annotated[str, typer.Option(help="Your conversations, one JSON object a line.")] = (
+        "conversations.jsonl"
+    ),
+) -> None:
+    """Write a commented config for your own conversations."""
+    from importlib.resources import files
+
+    from fedattn.errors import ConfigError
+
+    template = (files("fedattn") / "assets" / "init.yaml").read_text("utf-8")
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(template.replace("{{data}}", json.dumps(data)))
+    except FileExistsError:
+        raise ConfigError(f"{path}: exists; choose another path") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror})") from None
+    typer.echo(f"wrote {path}; look at your data with  fedattn data inspect {path}")
+
+
+@app.command()
+def simulate(
+    config: ConfigPath,
+    overrides: Sets = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory to make; never overwritten.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and price; train nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train in one process: all clients, secure aggregation, ledger, report.
+
+    Ctrl-C once ends after the round under way and writes model and report; twice aborts at once
+    with the ledger intact.
+    """
+    from fedattn.config import load_config
+
+    loaded = load_config(config, overrides or [])
+    if dry_run:
+        _dry_run(loaded, as_json=as_json)
+        return
+    from fedattn import progress
+    from fedattn.simulate import new_run_dir
+    from fedattn.simulate import simulate as run
+
+    run_dir = new_run_dir(loaded, out)
+    with progress.Live(loaded) as observer:
+        result = run(loaded, run_dir, observer=observer)
+    if as_json:
+        typer.echo(json.dumps(result.to_json()))
+    else:
+        progress.print_result(result)
+    raise typer.Exit(result.exit_code)
+
+
+@app.command()
+def audit(
+    run: RunDir,
+    server_key: Annotated[
+        str | None, typer.Option(help="Pinned fingerprint of the server's key (64 hex digits).")
+    ] = None,
+    roster: Annotated[
+        Path | None, typer.Option(help="Pinned identity keys of the devices, one a line.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a run's ledger and report, recomputing every epsilon. Needs neither torch nor flwr."""
+    from fedattn.audit import audit as check
+    from fedattn.audit import audit_table
+
+    result = check(run, server_key=server_key, roster=roster)
+    if as_json:
+        typer.echo(json.dumps(result.to_json()))
+    else:
+        from rich.console import Console
+
+        Console().print(audit_table(result))
+    raise typer.Exit(EXIT_OK if result.ok else EXIT_FINDING)
+
+
+@app.command()
+def chat(
+    run: RunDir,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest reply, in tokens.")] = 40,
+) -> None:
+    """Talk to a run's model. An empty line or Ctrl-D ends the chat."""
+    from fedattn.chat import chat as talk
+
+    talk(run, max_tokens=max_tokens)
+
+
+@data_app.command("inspect")
+def data_inspect(
+    config: ConfigPath,
+    overrides: Sets = None,
+    skip_bad: Annotated[bool, typer.Option(help="Leave bad lines out instead of stopping.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Count clients, conversations, examples and bytes, with quantiles."""
+    from fedattn.config import load_config
+    from fedattn.data.summary import inspect, quantile_table, share_table
+
+    summary = inspect(load_config(config, overrides or []).data, skip_bad=skip_bad)
+    if as_json:
+        from dataclasses import asdict
+
+        typer.echo(json.dumps(asdict(summary), default=str))
+        return
+    from rich.console import Console
+
+    console = Console()
+    console.print(share_table(summary))
+    console.print(quantile_table(summary))
+
+
+@keys_app.command("new")
+def keys_new(path: Annotated[Path, typer.Argument(help="PEM file to write.")]) -> None:
+    """Make a server key that its owner alone can read, and print the fingerprint to pin."""
+    from fedattn.randomness import Randomness
+    from fedattn.signing import SigningKey, fingerprint
+
+    key = SigningKey.generate(Randomness.from_os())
+    key.save(path)
+    typer.echo(fingerprint(key.public_bytes))
+
+
+@keys_app.command("show")
+def keys_show(path: Annotated[Path, typer.Argument(help="PEM file of a key.")]) -> None:
+    """Print a key's fingerprint: what auditors pin."""
+    from fedattn.signing import SigningKey, fingerprint
+
+    typer.echo(fingerprint(SigningKey.load(path).public_bytes))
+
+
+def _dry_run(config: Config, *, as_json: bool) -> None:
+    """What a run would cost by both accountants, and who could learn how much."""
+    import math
+
+    from fedattn.privacy.accountants import spend
+    from fedattn.privacy.claims import claims
+    from fedattn.privacy.events import round_event
+
+    events = [round_event(config)] * config.train.rounds
+    cost = spend(events, config.privacy.delta)
+    shown = "infinity" if math.isinf(cost.epsilon) else round(cost.epsilon, 4)
+    budget = config.privacy.epsilon_budget
+    if as_json:
+        summary = {"epsilon": shown, "delta": cost.delta, "epsilon_budget": budget}
+        typer.echo(json.dumps({**summary, "config_sha256": config.sha256()}))
+        return
+    typer.echo(f"{config.name}: {config.train.rounds} rounds, {config.data.clients} clients")
+    limit = "" if budget is None else f" of a budget of {budget:g}"
+    typer.echo(f"epsilon {shown}{limit} at delta {cost.delta:g}, unit: {config.privacy.unit}")
+    for claim in claims(config, events):
+        typer.echo(f"  {claim.adversary}: epsilon {shown}")
+    if budget is not None and cost.epsilon > budget:
+        typer.echo("the run would end early, before the round that passes the budget")
+
+
+def main() -> None:
+    """Entry point: a FedattnError becomes its message on stderr and its exit code."""
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    try:
+        app()
+    except FedattnError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted; the ledger is intact", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

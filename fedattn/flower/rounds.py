@@ -1,0 +1,162 @@
+"""One round over a Flower Grid: the five stages of secure aggregation, replies as they come."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from fedattn.entries import AbortReason
+from fedattn.errors import ProtocolError, SecAggError, ThresholdError
+from fedattn.flower import wire
+from fedattn.flower.observer import Observer
+from fedattn.instruction import Instruction
+from fedattn.ledger import LedgerEntry
+from fedattn.secagg.server import ServerRound
+from fedattn.update import Words
+
+_POLL_S = 0.2
+
+
+class RoundAbortedError(SecAggError):
+    """A round ended without a release; `stage` and `reason` are what its ledger entry says."""
+
+    def __init__(self, stage: str, reason: AbortReason, detail: str) -> None:
+        super().__init__(detail)
+        self.stage, self.reason = stage, reason
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """What a completed round gave: the sum over exactly the survivors, and their signatures."""
+
+    survivors: tuple[int, ...]
+    survivors_sha256: bytes
+    cosignatures: tuple[bytes, ...]
+    total: Words  # (d,) modulo 2^32
+
+
+@dataclass
+class RoundRunner:
+    """Runs rounds over `grid`; member i of a roster is node `nodes[i - 1]`."""
+
+    grid: Grid
+    nodes: Sequence[int]
+    observer: Observer
+    timeout_s: float
+    current_stage: str = field(default="advertise", init=False)
+
+    def run(self, instruction: Instruction, vector: Tensor, intent: LedgerEntry) -> RoundResult:
+        """All five stages; RoundAbortedError if too few clients remain or secrets do not fit.
+
+        `vector` (d,) is the model that `instruction` names, `intent` its ledger entry.
+        """
+        self.current_stage = "advertise"
+        try:
+            return self._run(instruction, vector, intent)
+        except ThresholdError as error:
+            raise RoundAbortedError(self.current_stage, "threshold", str(error)) from None
+        except ProtocolError as error:
+            raise RoundAbortedError(self.current_stage, "protocol", str(error)) from None
+
+    def _run(self, instruction: Instruction, vector: Tensor, intent: LedgerEntry) -> RoundResult:
+        server, name = ServerRound(instruction.spec), instruction.sha256
+        everyone = range(1, len(self.nodes) + 1)
+        document = wire.pack(instruction=instruction.document)
+        self._exchange("advertise", instruction, everyone, lambda _: document, server.advertised)
+
+        keys = server.key_list()
+        content = wire.pack(instruction=name, message=keys)
+        self._exchange("share", instruction, server.advertisers, lambda _: content, server.shared)
+
+        self._exchange(
+            "upload",
+            instruction,
+            server.sharers,
+            lambda i: wire.pack(instruction=name, message=server.mailbox(i), vector=vector),
+            server.uploaded,
+        )
+
+        listed = server.survivors()
+        confirm = wire.pack(instruction=name, message=listed, intent=intent.line)
+        statement = bytes.fromhex(intent.hash)
+        self._exchange(
+            "confirm",
+            instruction,
+            server.survivor_indices,
+            lambda _: confirm,
+            lambda i, reply: server.confirmed(i, reply, statement),
+        )
+
+        signed = server.confirmations()
+        unmask = wire.pack(instruction=name, message=signed)
+        confirmed = tuple(server.confirmation_signatures)
+        self._exchange("unmask", instruction, confirmed, lambda _: unmask, server.revealed)
+        return RoundResult(
+            survivors=server.survivor_indices,
+            survivors_sha256=server.survivors_hash,
+            cosignatures=tuple(server.confirmation_signatures.values()),
+            total=server.total(),
+        )
+
+    def _exchange(
+        self,
+        stage: str,
+        instruction: Instruction,
+        members: Iterable[int],
+        content: Callable[[int], RecordDict],
+        accept: Callable[[int, bytes], None],
+    ) -> None:
+        """Send to `members` and hand every usable reply to `accept`, until all came or time is up.
+
+        A member that is unavailable, declines, or fails a check is left out and the round goes on.
+        """
+        self.current_stage, members = stage, list(members)
+        index_of = {self.nodes[index - 1]: index for index in members}
+        round_ = instruction.round
+        waiting = set(
+            self.grid.push_messages(
+                self.grid.create_message(
+                    content(index), wire.STAGES[stage], self.nodes[index - 1], str(round_)
+                )
+                for index in members
+            )
+        )
+        done, deadline = 0, time.monotonic() + self.timeout_s
+        self.observer.stage(round_, stage, 0, len(members))
+        while waiting:
+            arrived = 0
+            for reply in self.grid.pull_messages(list(waiting)):
+                arrived += 1
+                waiting.discard(reply.metadata.reply_to_message_id)
+                index = index_of[reply.metadata.src_node_id]
+                problem = self._take(index, reply, accept)
+                if problem is None:
+                    done += 1
+                else:
+                    self.observer.note(f"round {round_}: client {index} left at {stage}: {problem}")
+                self.observer.stage(round_, stage, done, len(members))
+            if waiting and time.monotonic() > deadline:
+                self.observer.note(f"round {round_}: {len(waiting)} clients silent at {stage}")
+                return
+            if waiting and not arrived:
+                time.sleep(_POLL_S)
+
+    @staticmethod
+    def _take(index: int, reply: Message, accept: Callable[[int, bytes], None]) -> str | None:
+        """None if the reply was accepted, else why it was not."""
+        if reply.has_error():
+            # The reason may hold whatever the other side put there: the code says enough.
+            return f"no usable reply (Flower error code {reply.error.code})"
+        declined = wire.refusal(reply)
+        if declined is not None:
+            return f"declined by rule {declined[:64]}"
+        try:
+            accept(index, wire.field(reply, "message"))
+        except ProtocolError as error:
+            return f"failed the check {error.check}"
+        return None

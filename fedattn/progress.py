@@ -1,0 +1,161 @@
+"""What a person sees of a run: live progress on stderr, a table at the end on stdout."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from fedattn.config import Config
+from fedattn.flower.observer import RoundSummary
+from fedattn.privacy.claims import labels
+from fedattn.simulate import Simulation
+
+
+class Live:
+    """An Observer that draws progress and turns the first Ctrl-C into a polite stop.
+
+    The second Ctrl-C raises KeyboardInterrupt, wherever the run is.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[clients]}"),
+            TextColumn("{task.fields[spent]}"),
+            TextColumn("ETA {task.fields[eta]}"),
+            console=self._console,
+        )
+        self._task = self._progress.add_task(
+            "loading", total=None, clients="data and model", spent="", eta="-:--"
+        )
+        self._stops = 0
+        self._began = time.monotonic()
+        self._epsilon = 0.0
+        self._rounds_done = 0
+
+    def __enter__(self) -> Self:
+        self._previous: Any = signal.signal(signal.SIGINT, self._interrupted)
+        for label in labels(self._config):
+            self._console.print(f"[bold red]{label}")
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+        signal.signal(signal.SIGINT, self._previous)
+
+    def started(self, rounds: int, clients: int, bpb: float) -> None:
+        """Show the bar with one step per client and round."""
+        self._began = time.monotonic()
+        self._progress.update(
+            self._task, description="training", total=rounds * clients, completed=0
+        )
+        self._clients = clients
+        self.note(f"{clients} clients, {rounds} rounds; start: {bpb:.3f} bits per byte")
+
+    def stage(self, number: int, stage: str, done: int, expected: int) -> None:
+        """Advance while clients train; name the stage otherwise."""
+        after = {"advertise": 0.0, "share": 0.0, "upload": float(done)}.get(stage, float(expected))
+        completed = self._rounds_done * self._clients + min(after, self._clients)
+        total = self._config.train.rounds * self._clients
+        self._progress.update(
+            self._task,
+            description=f"round {number}/{self._config.train.rounds}",
+            completed=completed,
+            clients=f"{stage} {done}/{expected} clients",
+            spent=f"epsilon {_epsilon(self._epsilon)}",
+            eta=self._eta(completed, total),
+        )
+
+    def note(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._console.print(f"[dim]{text}")
+
+    def round_ended(self, summary: RoundSummary) -> None:
+        """Print the round's line."""
+        self._epsilon = summary.epsilon
+        self._rounds_done = summary.round
+        quality = (
+            "" if summary.validation_bpb is None else f", validation {summary.validation_bpb:.3f} bpb"
+        )
+        state = f"{summary.survivors} survivors{quality}" if summary.is_released else "aborted"
+        self._console.print(
+            f"round {summary.round}: {state}, epsilon spent {_epsilon(summary.epsilon)}"
+        )
+
+    def stop_requested(self) -> bool:
+        """Whether Ctrl-C was pressed."""
+        return self._stops > 0
+
+    def _interrupted(self, _signal: int, _frame: FrameType | None) -> None:
+        self._stops += 1
+        if self._stops > 1:
+            raise KeyboardInterrupt
+        self.note("stopping after this round; Ctrl-C again aborts at once")
+
+    def _eta(self, completed: float, total: float) -> str:
+        if completed <= 0:
+            return "-:--"
+        seconds = (time.monotonic() - self._began) / completed * (total - completed)
+        return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def print_result(result: Simulation) -> None:
+    """The table a person reads at the end of a run."""
+    report, console = result.report, Console()
+    totals, quality = report.totals, report.quality
+    table = Table(show_header=False, box=None, padding=(0, 2))
+    table.add_column(style="bold")
+    table.add_column()
+    aborted = f", {totals.rounds_aborted} aborted" if totals.rounds_aborted else ""
+    table.add_row(
+        "rounds", f"{totals.rounds_released} of {totals.rounds_planned}{aborted} ({report.outcome})"
+    )
+    budget = "" if totals.epsilon_budget is None else f" of {totals.epsilon_budget:g}"
+    unit = report.claims[0].unit if report.claims else "nothing"
+    table.add_row(
+        "privacy spent", f"epsilon {_epsilon(totals.epsilon)}{budget}, delta {totals.delta:g}"
+    )
+    table.add_row("protects", unit)
+    if quality.bpb_before is not None and quality.bpb_after is not None:
+        table.add_row(
+            "bits per byte",
+            f"{quality.bpb_before:.3f} before, {quality.bpb_after:.3f} after "
+            f"({quality.bpb_after - quality.bpb_before:+.3f}; {quality.examples} replies "
+            "of held-out users)",
+        )
+    for number, sample in enumerate(report.samples, 1):
+        said, now = sample.context[-1], sample.reply
+        table.add_row(f"sample {number}", Text(f"{said}\n> {now}"))
+    table.add_row("time", f"{result.wall_s:.0f} s")
+    table.add_row("run", str(result.run_dir))
+    table.add_row(
+        "audit",
+        Text(
+            f"fedattn audit {result.run_dir} --server-key {result.server_fingerprint}",
+            overflow="fold",
+        ),
+    )
+    notes = [Text(note, style="bold red") for note in report.notes]
+    console.print(Panel(Group(*notes, table), title=f"fedattn: {report.config['name']}"))
+
+
+def _epsilon(value: float) -> str:
+    return "infinite" if math.isinf(value) else f"{value:.2f}"

@@ -1,0 +1,38 @@
+"""The report of a run: `report.json`, signed in `report.sig`, and `report.html` for people.
+
+Every number in it follows from the ledger, the config and what the server measured; an audit
+derives it again. `report.sig` is a JSON object with the keys public_key and signature over the
+stored bytes of report.json, purpose `fedattn/v1/report`.
+"""
+
+from fedattn.report.files import (
+    HTML_FILE,
+    LEDGER_FILE,
+    PURPOSE,
+    REPORT_FILE,
+    SIGNATURE_FILE,
+    build_report,
+    canonical_signature,
+    read_report,
+    write_report,
+)
+from fedattn.report.html import render_html, show_epsilon
+from fedattn.report.shape import REPORT_FORMAT, Report, parse_report, refuse_newer
+
+__all__ = [
+    "HTML_FILE",
+    "LEDGER_FILE",
+    "PURPOSE",
+    "REPORT_FILE",
+    "REPORT_FORMAT",
+    "SIGNATURE_FILE",
+    "Report",
+    "build_report",
+    "canonical_signature",
+    "parse_report",
+    "read_report",
+    "refuse_newer",
+    "render_html",
+    "show_epsilon",
+    "write_report",
+]

@@ -1,0 +1,142 @@
+"""A report is built from a closed ledger, signed, written and read."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+import fedattn
+from fedattn.config import config_from_dict
+from fedattn.entries import Abort, Close, Intent, Open, Release
+from fedattn.errors import RunError
+from fedattn.ledger import LedgerEntry
+from fedattn.privacy.accountants import spend
+from fedattn.privacy.claims import assumptions, caveats, claims, labels
+from fedattn.report.html import render_html
+from fedattn.report.shape import (
+    Accountants,
+    BoundsSection,
+    ClaimSection,
+    LedgerSection,
+    ModelSection,
+    Quality,
+    Report,
+    Sample,
+    Totals,
+    parse_report,
+    problems,
+)
+from fedattn.signing import SigningKey
+
+PURPOSE = b"fedattn/v1/report"
+LEDGER_FILE = "ledger.jsonl"
+REPORT_FILE, SIGNATURE_FILE, HTML_FILE = "report.json", "report.sig", "report.html"
+
+
+def build_report(
+    entries: Sequence[LedgerEntry],
+    *,
+    quality: Mapping[str, Any],
+    model_file: str,
+    model_file_sha256: str,
+    samples: Sequence[Mapping[str, Any]] = (),
+    notes: Sequence[str] = (),
+) -> Report:
+    """The report of a closed ledger: everything but quality, samples and file comes from it.
+
+    RunError unless the ledger starts with `open` and ends with `close`, or if a part has another
+    shape than `Quality` and `Sample`. Labels such as NOT PRIVATE come before `notes`.
+    """
+    bodies = [entry.body for entry in entries]
+    if not (bodies and isinstance(bodies[0], Open) and isinstance(bodies[-1], Close)):
+        raise RunError("a report needs a ledger from `open` to `close`; close the ledger first")
+    opened, closed = bodies[0], bodies[-1]
+    config = config_from_dict(opened.config)
+    events = [body.priced for body in bodies if isinstance(body, Intent)]
+    cost = spend(events, config.privacy.delta)
+    try:
+        return Report(
+            fedattn_version=fedattn.__version__,
+            created_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            config=opened.config,
+            config_sha256=opened.config_sha256,
+            data_set=opened.data_set,
+            outcome=closed.outcome,
+            totals=Totals(
+                rounds_planned=config.train.rounds,
+                rounds_intended=len(events),
+                rounds_released=sum(isinstance(body, Release) for body in bodies),
+                rounds_aborted=sum(isinstance(body, Abort) for body in bodies),
+                epsilon=cost.epsilon,
+                delta=cost.delta,
+                epsilon_budget=config.privacy.epsilon_budget,
+            ),
+            accountants=Accountants(pld=BoundsSection.of(cost.pld), prv=BoundsSection.of(cost.prv)),
+            claims=[ClaimSection.of(claim) for claim in claims(config, events)],
+            model=ModelSection(
+                start_sha256=opened.model_sha256,
+                final_sha256=closed.model_sha256,
+                file=model_file,
+                file_sha256=model_file_sha256,
+            ),
+            quality=Quality.model_validate(dict(quality)),
+            samples=[Sample.model_validate(dict(sample)) for sample in samples],
+            ledger=LedgerSection(
+                entries=len(entries),
+                head=entries[-1].hash,
+                server_public_key=opened.server_public_key,
+            ),
+            assumptions=list(assumptions(config)),
+            caveats=list(caveats(config)),
+            notes=[*labels(config), *notes],
+        )
+    except ValidationError as error:
+        raise RunError(f"report: {problems(error)}") from None
+
+
+def write_report(run_dir: Path, report: Report, key: SigningKey) -> None:
+    """Write report.json, report.sig and report.html; RunError if one exists."""
+    stored = report.to_bytes()
+    signature = {
+        "public_key": key.public_bytes.hex(),
+        "signature": key.sign(PURPOSE, stored).hex(),
+    }
+    _write_new(run_dir / REPORT_FILE, stored)
+    _write_new(run_dir / SIGNATURE_FILE, canonical_signature(signature))
+    _write_new(run_dir / HTML_FILE, render_html(report).encode())
+
+
+def canonical_signature(raw: Mapping[str, str]) -> bytes:
+    """The one stored form of report.sig."""
+    return json.dumps(raw, sort_keys=True).encode() + b"\n"
+
+
+def read_report(run_dir: Path) -> Report:
+    """The report in `run_dir`; its signature is the audit's to check.
+
+    RunError tells apart: no report, a newer format, another shape.
+    """
+    path = run_dir / REPORT_FILE
+    try:
+        stored = path.read_bytes()
+    except FileNotFoundError:
+        raise RunError(f"{path}: no report; the run did not finish") from None
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror})") from None
+    return parse_report(stored, where=str(path))
+
+
+def _write_new(path: Path, stored: bytes) -> None:
+    try:
+        with path.open("xb") as file:
+            file.write(stored)
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError:
+        raise RunError(f"{path}: exists; a report is never overwritten") from None

@@ -1,0 +1,205 @@
+"""The shape of `report.json`: every key, its type, its unit. Infinity is the string "infinity"."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Annotated, Any, Final, Literal, Self, TypeAlias
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+)
+
+from fedattn.entries import Hash, Outcome
+from fedattn.errors import RunError
+from fedattn.privacy.accountants import Bounds
+from fedattn.privacy.claims import Claim
+
+REPORT_FORMAT: Final = "fedattn-report/1"
+
+
+def _from_json(value: object) -> object:
+    return math.inf if value == "infinity" else value
+
+
+def _not_nan(value: float) -> float:
+    if math.isnan(value) or value < 0:
+        raise ValueError("must be at least 0")
+    return value
+
+
+def _to_json(value: float) -> float | str:
+    return "infinity" if math.isinf(value) else value
+
+
+Epsilon: TypeAlias = Annotated[
+    float, BeforeValidator(_from_json), AfterValidator(_not_nan), PlainSerializer(_to_json)
+]
+Count = Annotated[int, Field(ge=0)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+class Section(BaseModel):
+    """A block of the report: unknown keys and quiet type changes are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Totals(Section):
+    """Rounds by outcome, and what they cost; an intent without outcome is spent all the same."""
+
+    rounds_planned: Count
+    rounds_intended: Count
+    rounds_released: Count
+    rounds_aborted: Count
+    epsilon: Epsilon
+    delta: Number
+    epsilon_budget: Number | None
+
+
+class BoundsSection(Section):
+    """What one accountant says."""
+
+    lower: Epsilon
+    estimate: Epsilon
+    upper: Epsilon
+
+    @classmethod
+    def of(cls, bounds: Bounds) -> Self:
+        """The section for `bounds`."""
+        return cls(lower=bounds.lower, estimate=bounds.estimate, upper=bounds.upper)
+
+
+class Accountants(Section):
+    """Both accountants; the larger upper bound is `totals.epsilon`."""
+
+    pld: BoundsSection
+    prv: BoundsSection
+
+
+class ClaimSection(Section):
+    """One adversary's row."""
+
+    adversary: str
+    epsilon: Epsilon
+    delta: Number
+    unit: str
+    assumptions: list[str]
+
+    @classmethod
+    def of(cls, claim: Claim) -> Self:
+        """The section for `claim`."""
+        return cls(
+            adversary=claim.adversary,
+            epsilon=claim.epsilon,
+            delta=claim.delta,
+            unit=claim.unit,
+            assumptions=list(claim.assumptions),
+        )
+
+
+class ModelSection(Section):
+    """Which weights training started from and ended with, and the file that holds them."""
+
+    start_sha256: Hash
+    final_sha256: Hash
+    file: FileName  # in the run directory
+    file_sha256: Hash
+
+
+class RoundQuality(Section):
+    """Bits per byte on validation users after a round."""
+
+    round: Count
+    bpb: Number
+
+
+class Quality(Section):
+    """Bits per byte of held-out replies given their context; lower is better."""
+
+    bpb_before: Number | None = None
+    bpb_after: Number | None = None
+    examples: Count = 0
+    bytes: Count = 0
+    validation: list[RoundQuality] = []
+
+
+class Sample(Section):
+    """What the models reply to one held-out context."""
+
+    context: list[str]
+    reply: str  # of the final model
+    reply_before: str | None = None  # of the starting model
+    reference: str | None = None  # what the person said
+
+
+class LedgerSection(Section):
+    """The ledger this report closes; its last line's hash pins every line before."""
+
+    entries: Count
+    head: Hash
+    server_public_key: Hash
+
+
+class Report(Section):
+    """The whole report."""
+
+    format: Literal["fedattn-report/1"] = REPORT_FORMAT
+    fedattn_version: str
+    created_at: str
+    config: dict[str, Any]
+    config_sha256: Hash
+    data_set: str
+    outcome: Outcome
+    totals: Totals
+    accountants: Accountants
+    claims: list[ClaimSection]
+    model: ModelSection
+    quality: Quality
+    samples: list[Sample]
+    ledger: LedgerSection
+    assumptions: list[str]
+    caveats: list[str]
+    notes: list[str]
+
+    def to_bytes(self) -> bytes:
+        """What is stored and signed: indented JSON with sorted keys, a newline at the end."""
+        text = json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True, allow_nan=False)
+        return text.encode() + b"\n"
+
+
+def parse_report(stored: bytes, *, where: str = "report.json") -> Report:
+    """The report in `stored`; RunError if it is of a newer format or another shape."""
+    try:
+        raw = json.loads(stored)
+    except (ValueError, RecursionError):
+        raise RunError(f"{where}: not valid JSON") from None
+    stated = raw.get("format") if isinstance(raw, dict) else None
+    refuse_newer(stated, where=where)
+    try:
+        return Report.model_validate(raw)
+    except ValidationError as error:
+        raise RunError(f"{where}: {problems(error)}") from None
+
+
+def refuse_newer(stated: object, *, where: str) -> None:
+    """RunError if `stated` is a report format above the one this version reads."""
+    name, _, version = REPORT_FORMAT.partition("/")
+    found = re.fullmatch(rf"{name}/(\d{{1,9}})", str(stated))
+    if found and int(found[1]) > int(version):
+        raise RunError(
+            f"{where}: newer format {stated}, this version reads {REPORT_FORMAT}; upgrade fedattn"
+        )
+
+
+def problems(error: ValidationError) -> str:
+    """Every problem with its key, on one line."""
+    return "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())

@@ -1,0 +1,135 @@
+"""A whole federation in one process: run directory, keys, devices, embedded grid, result."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedattn.config import Config
+from fedattn.errors import EXIT_ABORTED, EXIT_BUDGET, EXIT_INTERRUPTED, EXIT_OK, RunError
+from fedattn.randomness import Randomness
+from fedattn.report import Report, read_report
+from fedattn.signing import SigningKey, fingerprint
+
+_EXITS = {
+    "completed": EXIT_OK,
+    "budget": EXIT_BUDGET,
+    "interrupted": EXIT_INTERRUPTED,
+    "aborted": EXIT_ABORTED,
+}
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """A finished run: where it is, what its report says, how long it took."""
+
+    run_dir: Path
+    report: Report
+    server_fingerprint: str
+    wall_s: float
+
+    @property
+    def exit_code(self) -> int:
+        """What the command exits with."""
+        return _EXITS[self.report.outcome]
+
+    def to_json(self) -> dict[str, Any]:
+        """The one object that `fedattn simulate --json` prints."""
+        report = self.report.model_dump(mode="json")
+        return {
+            "run_dir": str(self.run_dir),
+            "outcome": self.report.outcome,
+            "rounds": self.report.totals.rounds_released,
+            "rounds_aborted": self.report.totals.rounds_aborted,
+            "epsilon": report["totals"]["epsilon"],
+            "epsilon_budget": self.report.totals.epsilon_budget,
+            "delta": self.report.totals.delta,
+            "bpb_before": self.report.quality.bpb_before,
+            "bpb_after": self.report.quality.bpb_after,
+            "wall_s": round(self.wall_s, 1),
+            "server_key": self.server_fingerprint,
+            "notes": self.report.notes,
+        }
+
+
+def new_run_dir(config: Config, out: Path | None) -> Path:
+    """Make the run directory; RunError if it exists, so that no run is overwritten."""
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    path = out if out is not None else Path("runs") / f"{config.name}-{stamp}"
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError:
+        raise RunError(f"{path}: exists; choose another --out, a run is never overwritten") from None
+    except OSError as error:
+        raise RunError(f"{path}: cannot be made ({error.strerror}); choose another --out") from None
+    return path
+
+
+def server_key(config: Config, run_dir: Path) -> Path:
+    """The path of the server's key: the config's own, or one made for this run."""
+    if config.server_key is not None:
+        return Path(config.server_key)
+    path = run_dir / "server.pem"
+    randomness = (
+        Randomness.from_os()
+        if config.seed is None
+        else Randomness.seeded(config.seed, "server key")
+    )
+    SigningKey.generate(randomness).save(path)
+    return path
+
+
+def simulate(
+    config: Config, run_dir: Path, *, observer: object = None, taps: Sequence[Any] = ()
+) -> Simulation:
+    """Run `config` in this process and return its report.
+
+    The run directory holds config.yaml, ledger.jsonl, model.safetensors, report.json, .sig and
+    .html, roster.txt, server.pem unless the config names a key, and each device's folder.
+    """
+    os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+    from flwr.app import Context, RecordDict
+
+    from fedattn.device import Device
+    from fedattn.flower.client_app import app as client_app
+    from fedattn.flower.grid import EmbeddedGrid
+    from fedattn.flower.server_app import app as server_app
+
+    began = time.monotonic()
+    key_path = server_key(config, run_dir)
+    fingerprint_ = fingerprint(SigningKey.load(key_path).public_bytes)
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    policy = run_dir / "devices" / "config.json"
+    policy.parent.mkdir()
+    policy.write_text(config.canonical_json())
+    folders = [run_dir / "devices" / f"client-{i + 1}" for i in range(config.data.clients)]
+    keys = [Device(folder, config, i).identity.public_bytes for i, folder in enumerate(folders)]
+    (run_dir / "roster.txt").write_text(
+        "# identity public keys of the devices; an auditor pins a copy obtained elsewhere\n"
+        + "".join(f"{key.hex()}\n" for key in keys)
+    )
+    grid = EmbeddedGrid(
+        client_app,
+        {
+            100 + i: {"device-dir": str(folder), "config": str(policy), "partition-id": i}
+            for i, folder in enumerate(folders)
+        },
+        faults=config.faults,
+        taps=taps,
+    )
+    if observer is not None:
+        grid.observer = observer  # type: ignore[attr-defined]
+    run_config: dict[str, Any] = {
+        "config-json": config.canonical_json(),
+        "run-dir": str(run_dir),
+        "server-key": str(key_path),
+    }
+    server_app(grid, Context(grid.run.run_id, 1, {}, RecordDict(), run_config))
+    return Simulation(run_dir, read_report(run_dir), fingerprint_, time.monotonic() - began)
