@@ -90,7 +90,7 @@ class Device:
             raise RefusalError("model", "is not the one that the instruction names")
         write_vector(model, trainable_names(model, self.config.model.trainable), vector)
         tokenizer = Tokenizer(model.shape.vocab_size)
-        randomness = self.randomness("train", instruction.sha256.hex())
+        randomness = self.randomness("train", str(instruction.round))
         self._write("spent", instruction)
         try:
             records = self.records(tokenizer)

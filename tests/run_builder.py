@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ STRANGER = SigningKey.generate(Randomness.seeded(2, "stranger"))
 DEVICES = [SigningKey.generate(Randomness.seeded(3, str(i))) for i in range(4)]
 PIN = fingerprint(SERVER.public_bytes)
 WEIGHTS = b"the final weights"
+START = hashlib.sha256(b"the public checkpoint").hexdigest()
 
 
 def config(**privacy: Any) -> Config:
@@ -100,6 +101,7 @@ class Run:
                 "data_set": "made up",
                 "server_public_key": self.server.public_bytes.hex(),
                 "roster": [key.public_bytes.hex() for key in self.devices],
+                "start_sha256": START,
                 "model_sha256": model(0),
                 "dimension": self.dimension,
                 "engine": "embedded",
@@ -111,7 +113,7 @@ class Run:
         instruction = Instruction(
             config=self.config,
             round=number,
-            start_sha256=model(0),
+            start_sha256=START,
             model_sha256=before,
             dimension=10,
             ledger_head=self.ledger.head,
@@ -168,7 +170,3 @@ class Run:
             model_file_sha256=hashlib.sha256(WEIGHTS).hexdigest(),
             samples=[{"context": ["hi <b>there</b>"], "reply": "<script>alert(1)</script>"}],
         )
-
-
-def copy(run: Run, path: Path, **changes: Any) -> Run:
-    return replace(run, path=path, **changes)

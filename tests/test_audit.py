@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from fedattn.audit import UNPINNED, VERIFIED, AuditResult, audit, audit_table
 from fedattn.errors import LedgerError, RunError
 from fedattn.ledger import PURPOSE as LEDGER_PURPOSE
-from fedattn.report import Report, canonical_signature, render_html
 from fedattn.report import PURPOSE as REPORT_PURPOSE
+from fedattn.report import Report, canonical_signature, render_html
 from fedattn.signing import SigningKey
 from tests.run_builder import DEVICES, PIN, SERVER, STRANGER, Run, config, model
 
@@ -96,7 +96,7 @@ def test_aborted_and_open_intents_are_paid_for(good: Path) -> None:
     assert totals["epsilon"] == spend([PoissonGaussian(0.1, 1.0, 12)], 1e-5).epsilon
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_flipping_any_bit_of_any_file_is_found(good: Path, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(FILES))

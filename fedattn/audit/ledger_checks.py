@@ -87,8 +87,8 @@ def events(e: Evidence) -> str:
 
 def instructions(e: Evidence) -> str:
     """The instruction that devices signed is the one this ledger's config and event make."""
-    if e.opened.dimension is None:
-        return "not recomputed: `open` states no dimension"
+    if e.opened.dimension is None or e.opened.start_sha256 is None:
+        return "not recomputed: `open` does not state start_sha256 and dimension"
     if e.opened.fedattn_version != fedattn.__version__:
         return f"not recomputed: written by fedattn {e.opened.fedattn_version}"
     from fedattn.instruction import Instruction
@@ -98,7 +98,7 @@ def instructions(e: Evidence) -> str:
         expected = Instruction(
             config=e.config,
             round=intent.round,
-            start_sha256=e.opened.model_sha256,
+            start_sha256=e.opened.start_sha256,
             model_sha256=intent.model_before,
             dimension=e.opened.dimension,
             ledger_head=entry.prev,

@@ -68,7 +68,7 @@ def advertise(message: Message, context: Context) -> Message:
     """Accept or decline the instruction; then advertise this round's keys."""
     device, instruction = device_of(context), _instruction(message)
     index = device.accept(instruction)
-    randomness = device.randomness("secagg", instruction.sha256.hex(), "advertise")
+    randomness = device.randomness("secagg", str(instruction.round), "advertise")
     state, reply = client.advertise(instruction.spec, index, device.identity, randomness)
     return _next(message, context, state, reply)
 
@@ -78,7 +78,7 @@ def advertise(message: Message, context: Context) -> Message:
 def share(message: Message, context: Context) -> Message:
     """Verify the peers' keys and share the round's secrets among them."""
     device, instruction, state = _resume(message, context)
-    randomness = device.randomness("secagg", instruction.sha256.hex(), "share")
+    randomness = device.randomness("secagg", str(instruction.round), "share")
     state, reply = client.share(state, device.identity, wire.field(message, "message"), randomness)
     return _next(message, context, state, reply)
 
@@ -90,7 +90,7 @@ def upload(message: Message, context: Context) -> Message:
     device, instruction, state = _resume(message, context)
     vector = wire.vector(message, instruction.dimension)
     result = device.train(instruction, vector)
-    rounding = device.randomness("rounding", instruction.sha256.hex())
+    rounding = device.randomness("rounding", str(instruction.round))
     words = instruction.codec.encode(result.delta.numpy(), rounding)
     state, reply = client.upload(state, device.identity, wire.field(message, "message"), words)
     return _next(message, context, state, reply)

@@ -18,10 +18,17 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedattn import __version__
 from fedattn.batches import Pair, tokenize
-from fedattn.checkpoint import read_vector, released_sha256, save_model, write_vector
+from fedattn.checkpoint import (
+    model_sha256,
+    read_vector,
+    released_sha256,
+    save_model,
+    start_model,
+    write_vector,
+)
 from fedattn.config import Config, config_from_json
 from fedattn.data import Dialogue, describe
-from fedattn.device import installed_start, load_partition
+from fedattn.device import load_partition
 from fedattn.entries import AbortReason, Outcome
 from fedattn.errors import ProtocolError, ThresholdError, UpdateError
 from fedattn.flower import wire
@@ -61,7 +68,8 @@ class Training:
     ) -> None:
         self.grid, self.config, self.run_dir, self.observer = grid, config, run_dir, observer
         self.key = key
-        self.model, self.start = installed_start(config.model, config.seed)
+        self.model = start_model(config.model, seed=config.seed)  # its own, not the devices'
+        self.start = model_sha256(self.model)
         self.names = trainable_names(self.model, config.model.trainable)
         self.vector = read_vector(self.model, self.names)
         self.tokenizer = Tokenizer(self.model.shape.vocab_size)

@@ -206,9 +206,12 @@ def calibrate_noise(sampling_rate: float, steps: int, delta: float, epsilon: flo
     while high - low > 1e-3:  # the Renyi bound lies above: where it meets epsilon, cost is below
         middle = (low + high) / 2
         low, high = (low, middle) if excess(middle, rough=True) <= 0 else (middle, high)
-    low = max(high - 0.7, math.log(0.2))
-    over, under = excess(low), excess(high)
-    for attempt in range(40):
+    under = excess(high)
+    low, over = high, under
+    while over < 0 and low > math.log(0.2):  # that bound may lie far above for little noise
+        low = max(low - 0.5, math.log(0.2))
+        over = excess(low)
+    for attempt in range(40 if over > 0 else 0):
         slope = (under - over) / (high - low)
         middle = low - over / slope if slope < 0 and attempt % 3 < 2 else (low + high) / 2
         if not low < middle < high:

@@ -1,0 +1,114 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from fedattn import cli
+from fedattn.errors import ConfigError, RunError
+from tests.federation import conversations, tiny, write
+
+runner = CliRunner()
+
+
+def fedattn(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "fedattn.cli", *map(str, arguments)],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def config_path(tmp_path):
+    data = write(tmp_path / "data.jsonl", conversations())
+    path = tmp_path / "config.yaml"
+    path.write_text(tiny(data, train={"rounds": 1}).canonical_json())
+    return path
+
+
+def test_json_goes_to_stdout_alone_and_audit_accepts_the_run(config_path, tmp_path):
+    done = fedattn("simulate", config_path, "--out", tmp_path / "run", "--json")
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout)
+    for key in ("run_dir", "rounds", "epsilon", "delta", "bpb_before", "bpb_after", "wall_s"):
+        assert key in shown
+    assert "round 1" in done.stderr
+    checked = fedattn("audit", shown["run_dir"], "--json", "--server-key", shown["server_key"])
+    assert checked.returncode == 0, checked.stdout
+    verdict = json.loads(checked.stdout)
+    assert verdict["ok"] is True
+    assert all(finding["ok"] for finding in verdict["findings"])
+    ledger = Path(shown["run_dir"]) / "ledger.jsonl"
+    ledger.write_text(ledger.read_text().replace('"threshold":3', '"threshold":2'))
+    assert fedattn("audit", shown["run_dir"]).returncode == 1
+
+
+def test_an_existing_out_is_refused_with_exit_code_2(config_path, tmp_path):
+    (tmp_path / "run").mkdir()
+    done = fedattn("simulate", config_path, "--out", tmp_path / "run")
+    assert done.returncode == 2
+    assert "exists; choose another --out" in done.stderr
+
+
+def test_a_wrong_key_is_named_with_its_remedy_and_exit_code_2(config_path):
+    done = fedattn("simulate", config_path, "--set", "train.round=3", "--dry-run")
+    assert done.returncode == 2
+    assert "train.round: unknown key; remove it or correct its spelling" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_audit_of_nothing_is_bad_input(tmp_path):
+    done = fedattn("audit", tmp_path / "nowhere")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_a_dry_run_prices_every_adversary_and_makes_no_directory(config_path, tmp_path):
+    before = set(tmp_path.iterdir())
+    result = runner.invoke(cli.app, ["simulate", str(config_path), "--dry-run"])
+    assert result.exit_code == 0
+    assert "an outsider who sees the released models" in result.stdout
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_init_writes_a_config_that_is_valid_and_is_never_overwritten(tmp_path):
+    path = tmp_path / "mine.yaml"
+    data = write(tmp_path / "mine.jsonl", conversations())
+    assert runner.invoke(cli.app, ["init", str(path), "--data", str(data)]).exit_code == 0
+    dry = runner.invoke(cli.app, ["simulate", str(path), "--dry-run"])
+    assert dry.exit_code == 0, dry.output
+    looked = runner.invoke(cli.app, ["data", "inspect", str(path), "--json"])
+    assert json.loads(looked.stdout)["conversations"] > 0
+    again = runner.invoke(cli.app, ["init", str(path)])
+    assert isinstance(again.exception, ConfigError)
+
+
+def test_keys_are_made_once_readable_by_their_owner_alone(tmp_path):
+    path = tmp_path / "server.pem"
+    made = runner.invoke(cli.app, ["keys", "new", str(path)])
+    assert path.stat().st_mode & 0o077 == 0
+    assert runner.invoke(cli.app, ["keys", "show", str(path)]).stdout == made.stdout
+    assert isinstance(runner.invoke(cli.app, ["keys", "new", str(path)]).exception, RunError)
+
+
+def test_data_inspect_shows_counts_but_no_text(config_path):
+    result = runner.invoke(cli.app, ["data", "inspect", str(config_path)])
+    assert result.exit_code == 0
+    assert "red" not in result.stdout.split()
+
+
+def test_chat_answers_and_ends_at_an_empty_line(config_path, tmp_path):
+    run_dir = tmp_path / "run"
+    assert fedattn("simulate", config_path, "--out", run_dir, "--json").returncode == 0
+    talk = subprocess.run(
+        [sys.executable, "-m", "fedattn.cli", "chat", str(run_dir)],
+        input="hello\n\n", capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert talk.returncode == 0, talk.stderr
+    assert "it " in talk.stdout
+
+
+def test_chat_with_no_run_is_bad_input(tmp_path):
+    assert fedattn("chat", tmp_path / "nowhere").returncode == 2

@@ -1,0 +1,138 @@
+"""A report says the same to machines and people, and never lets text become markup."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+from fedattn.errors import RunError
+from fedattn.ledger import read_ledger
+from fedattn.report import (
+    PURPOSE,
+    build_report,
+    parse_report,
+    read_report,
+    render_html,
+    show_epsilon,
+    write_report,
+)
+from fedattn.signing import verify
+from tests.run_builder import SERVER, Run, config
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Run(tmp_path_factory.mktemp("report") / "run").write()
+
+
+def test_what_is_written_is_read_and_signed(run: Path) -> None:
+    stored = (run / "report.json").read_bytes()
+    report = read_report(run)
+    assert report.to_bytes() == stored
+    raw = json.loads((run / "report.sig").read_bytes())
+    assert raw["public_key"] == SERVER.public_bytes.hex()
+    assert verify(SERVER.public_bytes, PURPOSE, stored, bytes.fromhex(raw["signature"]))
+
+
+def test_the_keys_of_a_report_are_fixed(run: Path) -> None:
+    assert sorted(json.loads((run / "report.json").read_bytes())) == [
+        "accountants",
+        "assumptions",
+        "caveats",
+        "claims",
+        "config",
+        "config_sha256",
+        "created_at",
+        "data_set",
+        "fedattn_version",
+        "format",
+        "ledger",
+        "model",
+        "notes",
+        "outcome",
+        "quality",
+        "samples",
+        "totals",
+    ]
+
+
+def test_a_report_is_never_overwritten(run: Path) -> None:
+    with pytest.raises(RunError, match="never overwritten"):
+        write_report(run, read_report(run), SERVER)
+
+
+def test_infinity_is_a_word_and_comes_back(tmp_path: Path) -> None:
+    bare = config(unit="none", noise="none", epsilon_budget=None)
+    run = Run(tmp_path / "run", config=bare).write()
+    raw = json.loads((run / "report.json").read_bytes())
+    assert raw["totals"]["epsilon"] == raw["claims"][0]["epsilon"] == "infinity"
+    assert read_report(run).totals.epsilon == math.inf
+    assert "nothing is protected" in (run / "report.html").read_text()
+    assert "∞" in (run / "report.html").read_text()
+
+
+def test_markup_in_a_sample_stays_text(run: Path) -> None:
+    page = (run / "report.html").read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "hi &lt;b&gt;there&lt;/b&gt;" in page
+
+
+def test_the_page_needs_no_network_and_no_script(run: Path) -> None:
+    page = (run / "report.html").read_text()
+    assert not re.search(r"https?://|//cdn|<link|<script|<img|@import|url\(|\bon\w+=", page)
+    assert "prefers-color-scheme: dark" in page
+    assert "@media print" in page
+    assert 'name="viewport"' in page
+
+
+def test_every_claim_assumption_and_caveat_is_on_the_page(run: Path) -> None:
+    import html
+
+    report, page = read_report(run), html.unescape((run / "report.html").read_text())
+    sentences = [*report.assumptions, *report.caveats, *report.notes]
+    for line in (*sentences, *(claim.adversary for claim in report.claims)):
+        assert line in page
+
+
+def test_missing_quality_still_makes_a_page(run: Path) -> None:
+    entries = read_ledger(run / "ledger.jsonl")
+    report = build_report(entries, quality={}, model_file="m", model_file_sha256="0" * 64)
+    assert "– → –" in render_html(report)
+
+
+def test_a_report_needs_a_closed_ledger_and_the_right_parts(run: Path) -> None:
+    entries = read_ledger(run / "ledger.jsonl")
+    with pytest.raises(RunError, match="close the ledger"):
+        build_report(entries[:-1], quality={}, model_file="m", model_file_sha256="0" * 64)
+    with pytest.raises(RunError, match="loss"):
+        build_report(entries, quality={"loss": 1}, model_file="m", model_file_sha256="0" * 64)
+    with pytest.raises(RunError, match="file"):
+        build_report(entries, quality={}, model_file="../m", model_file_sha256="0" * 64)
+
+
+def test_bad_and_newer_reports_are_told_apart(run: Path, tmp_path: Path) -> None:
+    stored = (run / "report.json").read_bytes()
+    with pytest.raises(RunError, match="not valid JSON"):
+        parse_report(stored[:-5])
+    with pytest.raises(RunError, match="newer format"):
+        parse_report(stored.replace(b"report/1", b"report/2"))
+    with pytest.raises(RunError, match="format"):
+        parse_report(stored.replace(b"fedattn-report/1", b"someone-else/1"))
+    with pytest.raises(RunError, match="outcome"):
+        parse_report(stored.replace(b'"outcome": "completed"', b'"outcome": "great"'))
+    with pytest.raises(RunError, match="epsilon"):
+        parse_report(re.sub(rb'"epsilon": [\d.]+', b'"epsilon": NaN', stored))
+    with pytest.raises(RunError, match="no report"):
+        read_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(4.6994, "4.70"), (4.701, "4.71"), (8.0, "8.00"), (0.00012, "0.000120")]
+)
+def test_epsilon_is_rounded_up(value: float, shown: str) -> None:
+    assert show_epsilon(value) == shown
