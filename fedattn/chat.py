@@ -34,5 +34,5 @@ def chat(run_dir: Path, *, max_tokens: int) -> None:
         turns.append(said)
         answer = reply_to(model, tokenizer, turns, max_tokens).text
         turns.append(answer)
-        console.print(f"[bold]it [/]", end=" ")
+        console.print("[bold]it [/]", end=" ")
         console.print(answer, markup=False, highlight=False)

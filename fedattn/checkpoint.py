@@ -63,7 +63,9 @@ def load_model(path: Path) -> AttentionGenerator:
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
-        raise ModelError(f"{path}: no such checkpoint; `make pretrain` makes the public one") from None
+        raise ModelError(
+            f"{path}: no such checkpoint; `make pretrain` makes the public one"
+        ) from None
     except (SafetensorError, OSError):
         raise ModelError(f"{path}: not a safetensors file") from None
     if metadata.get("format") != FORMAT:

@@ -27,12 +27,16 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
-data_app = typer.Typer(help="Look at conversations; nothing leaves this machine.", no_args_is_help=True)
+data_app = typer.Typer(
+    help="Look at conversations; nothing leaves this machine.", no_args_is_help=True
+)
 keys_app = typer.Typer(help="Make and show the server's signing key.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(keys_app, name="keys")
 
-ConfigPath = Annotated[Path, typer.Argument(help="A YAML config; see configs/.", show_default=False)]
+ConfigPath = Annotated[
+    Path, typer.Argument(help="A YAML config; see configs/.", show_default=False)
+]
 RunDir = Annotated[Path, typer.Argument(help="A run directory.", show_default=False)]
 Sets = Annotated[
     list[str] | None, typer.Option("--set", help="Override one key: section.key=value. Repeatable.")
@@ -67,8 +71,12 @@ def init(
 def simulate(
     config: ConfigPath,
     overrides: Sets = None,
-    out: Annotated[Path | None, typer.Option(help="Run directory to make; never overwritten.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and price; train nothing.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Run directory to make; never overwritten.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check and price; train nothing.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train in one process: all clients, secure aggregation, ledger, report.
@@ -136,7 +144,9 @@ def chat(
 def data_inspect(
     config: ConfigPath,
     overrides: Sets = None,
-    skip_bad: Annotated[bool, typer.Option(help="Leave bad lines out instead of stopping.")] = False,
+    skip_bad: Annotated[
+        bool, typer.Option(help="Leave bad lines out instead of stopping.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Count clients, conversations, examples and bytes, with quantiles."""

@@ -45,7 +45,8 @@ class PerRecordGradients:
         # norm need one to fire on.
         self._needs_grad = model.embedding.register_forward_hook(
             lambda _module, _inputs, output: (
-                output if output.requires_grad or not torch.is_grad_enabled()
+                output
+                if output.requires_grad or not torch.is_grad_enabled()
                 else output.requires_grad_()
             )
         )
@@ -60,7 +61,7 @@ class PerRecordGradients:
         with warnings.catch_warnings():
             # True of the embedding, whose input is token ids, and harmless there.
             warnings.filterwarnings("ignore", "Full backward hook is firing")
-            losses.sum().backward()
+            torch.autograd.backward(losses.sum())
 
     def reset(self) -> None:
         """Forget everything a pass left behind, whether it ended or raised."""

@@ -248,7 +248,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such config; `fedattn init` writes one") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as UTF-8 text ({type(error).__name__})") from None
+        raise ConfigError(
+            f"{path}: cannot be read as UTF-8 text ({type(error).__name__})"
+        ) from None
     return parse_config(text, overrides, where=str(path))
 
 

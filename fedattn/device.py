@@ -95,7 +95,7 @@ class Device:
         try:
             records = self.records(tokenizer)
             return train_locally(model, tokenizer, records, self.config, randomness)
-        except Exception:  # noqa: BLE001 (nothing about the data may decide what leaves)
+        except Exception:
             # Steps already taken left nothing behind; fresh randomness, or noise would repeat.
             write_vector(model, trainable_names(model, self.config.model.trainable), vector)
             return noise_only(model, tokenizer, self.config, randomness.child("noise only"))

@@ -48,8 +48,8 @@ class Open(Body):
     server_public_key: Hash
     roster: list[Hash]  # identity public keys of the devices
     model_sha256: Hash
-    start_sha256: Hash | None = None  # of the whole model that training started from
-    dimension: Round | None = None  # trainable parameters; lets an audit recompute instructions
+    start_sha256: Hash  # of the whole model that training started from
+    dimension: Round  # trainable parameters
     engine: str
     created_by: str
 

@@ -116,7 +116,7 @@ class MultiHeadAttention(nn.Module):
         return [(self.query, x), (self.key, memory), (self.value, memory)]
 
     def _split(self, z: Tensor) -> Tensor:
-        return z.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, T, d_k)
+        return z.view(*z.shape[:2], self.heads, -1).transpose(1, 2)  # (B, H, T, d_k)
 
 
 class FeedForward(nn.Module):
@@ -249,9 +249,7 @@ class AttentionGenerator(nn.Module):
             weights.append(seen)
         return Memory(self.norm_memory(x), mask | ~mask.any(1, keepdim=True)), weights
 
-    def _decode(
-        self, memory: Memory, tokens: Tensor
-    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    def _decode(self, memory: Memory, tokens: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         length, slots = tokens.shape[1], memory.mask.shape[1]
         places = torch.arange(length, device=tokens.device)
         buckets = distance_buckets(places, places, bidirectional=False)

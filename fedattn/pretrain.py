@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -96,7 +97,7 @@ def pretrain(path: Path, recipe: Recipe, shape: Architecture) -> dict[str, str]:
     scenes = [scene for i, scene in enumerate(scenes) if i % _HELD_OUT_EVERY]
     records = tokenize([*scenes, *map(lower, scenes)], tokenizer, 512)
     model = AttentionGenerator(shape)
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in model.parameters() if p.dim() > 1]},
         {"params": [p for p in model.parameters() if p.dim() == 1], "weight_decay": 0.0},
     ]
@@ -115,14 +116,17 @@ def pretrain(path: Path, recipe: Recipe, shape: Architecture) -> dict[str, str]:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = record_losses(model, batch).mean()
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if (step + 1) % 100 == 0 or step + 1 == recipe.steps:
             model.eval()
             bpb = bits_per_byte(model, probe, tokenizer).bpb
             seconds = time.monotonic() - began
-            print(f"step {step + 1:5d}  held-out plays {bpb:.3f} bits/byte  {seconds:6.0f} s", flush=True)
+            print(
+                f"step {step + 1:5d}  held-out plays {bpb:.3f} bits/byte  {seconds:6.0f} s",
+                flush=True,
+            )
     half = model.half().float()
     quality = bits_per_byte(half, probe, tokenizer)
     save_model(path, half, dtype=torch.float16, notes={"source": "public plays"})

@@ -93,7 +93,9 @@ class Live:
         self._epsilon = summary.epsilon
         self._rounds_done = summary.round
         quality = (
-            "" if summary.validation_bpb is None else f", validation {summary.validation_bpb:.3f} bpb"
+            ""
+            if summary.validation_bpb is None
+            else f", validation {summary.validation_bpb:.3f} bpb"
         )
         state = f"{summary.survivors} survivors{quality}" if summary.is_released else "aborted"
         self._console.print(

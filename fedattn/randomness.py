@@ -67,11 +67,13 @@ class Randomness:
     def words(self, n: int) -> npt.NDArray[np.uint64]:
         """The next `n` 64-bit words, uniform on 0..2^64-1."""
         out = np.empty(n, np.uint64)
-        view = memoryview(out).cast("B")
+        view = out.view(np.uint8)
         zeros = bytes(min(_CHUNK_BYTES, 8 * n))
         for start in range(0, 8 * n, _CHUNK_BYTES):
             size = min(_CHUNK_BYTES, 8 * n - start)
-            view[start : start + size] = self._encryptor.update(zeros[:size])
+            view[start : start + size] = np.frombuffer(
+                self._encryptor.update(zeros[:size]), np.uint8
+            )
         return out
 
     def uniform(self, n: int) -> Array:

@@ -66,7 +66,9 @@ def new_run_dir(config: Config, out: Path | None) -> Path:
     try:
         path.mkdir(parents=True)
     except FileExistsError:
-        raise RunError(f"{path}: exists; choose another --out, a run is never overwritten") from None
+        raise RunError(
+            f"{path}: exists; choose another --out, a run is never overwritten"
+        ) from None
     except OSError as error:
         raise RunError(f"{path}: cannot be made ({error.strerror}); choose another --out") from None
     return path

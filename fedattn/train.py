@@ -50,7 +50,10 @@ def record_losses(model: AttentionGenerator, batch: Batch) -> Tensor:
     """Mean cross-entropy in nats of each record's reply tokens: (B,)."""
     logits = model(batch.context, batch.tokens)
     nats = F.cross_entropy(
-        logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORED, reduction="none"
+        logits.flatten(0, 1).float(),
+        batch.targets.flatten(),
+        ignore_index=IGNORED,
+        reduction="none",
     ).view_as(batch.targets)
     return nats.sum(1) / (batch.targets != IGNORED).sum(1)
 
@@ -62,7 +65,7 @@ def poisson_sample(
     if sampling_rate >= 1:
         return list(records)
     chosen = randomness.words(len(records)) < np.uint64(int(sampling_rate * 2.0**64))
-    return [records[index] for index in np.flatnonzero(chosen)]
+    return [records[index] for index in np.flatnonzero(chosen).tolist()]
 
 
 def train_locally(
@@ -171,7 +174,7 @@ class _PrivateSteps(_Steps):
         for record in records:
             try:
                 pairs.append(self.draw(record))
-            except Exception:  # noqa: BLE001, S112 (a broken record counts as zero, and says nothing)
+            except Exception:  # noqa: S112 (a broken record counts as zero, and says nothing)
                 continue
         return pairs
 
@@ -179,7 +182,7 @@ class _PrivateSteps(_Steps):
         """Add the pairs' clipped gradients; False, and nothing added, if their pass failed."""
         try:
             self.gradients.losses_backward(self.losses(pairs))
-        except Exception:  # noqa: BLE001 (whatever a record does to the pass, it stays here)
+        except Exception:
             self.gradients.reset()
             return False
         self.private.accumulate()
@@ -199,5 +202,7 @@ class _PlainSteps(_Steps):
         """One step along the summed gradient over the public expected batch size."""
         self.optimizer.zero_grad(set_to_none=True)
         for pairs in self.batches([self.draw(record) for record in records]):
-            (self.losses(pairs).sum() / self.config.train.expected_batch_size).backward()
+            torch.autograd.backward(
+                self.losses(pairs).sum() / self.config.train.expected_batch_size
+            )
         self.optimizer.step()

@@ -1,10 +1,10 @@
-"""The update codec: clip to a public range, scale to an integer grid, round at random, add mod 2^32.
+"""The update codec: clip to a public range, scale to a grid, round at random, add modulo 2^32.
 
 With n clients, range r and scale s (grid steps per unit) the sum of rounded values lies within
 n (r s + 1); the config is refused unless that fits a signed word, so that a sum cannot wrap
-(probability 0; `check_no_wrap`). Coordinate by coordinate, the decoded mean is off the mean of the clipped
-updates by less than 1/s (each value's rounding is off by less than one grid step), and by 0 in
-expectation (stochastic rounding is unbiased; Gupta et al. 2015, arXiv 1502.02551, section 3).
+(probability 0; `check_no_wrap`). In every coordinate the decoded mean is off the mean of the
+clipped updates by less than 1/s (each value's rounding is off by less than one grid step), and by
+0 in expectation (stochastic rounding is unbiased; Gupta et al. 2015, arXiv 1502.02551, section 3).
 """
 
 from __future__ import annotations

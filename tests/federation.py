@@ -9,7 +9,23 @@ from typing import Any
 from fedattn import device
 from fedattn.config import Config, config_from_dict
 
-WORDS = "red blue green cat dog bird runs sleeps sings in the house and then again".split()
+WORDS = [
+    "red",
+    "blue",
+    "green",
+    "cat",
+    "dog",
+    "bird",
+    "runs",
+    "sleeps",
+    "sings",
+    "in",
+    "the",
+    "house",
+    "and",
+    "then",
+    "again",
+]
 
 
 def conversations(count: int = 60, flavour: int = 0) -> list[dict[str, Any]]:

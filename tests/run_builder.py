@@ -63,7 +63,7 @@ class Run:
     devices: list[SigningKey] = field(default_factory=lambda: list(DEVICES))
     cosigners: list[SigningKey] | None = None  # None: three of the devices
     open_round: bool = True
-    dimension: int | None = 10
+    version: str = fedattn.__version__
     body: Callable[[str, dict[str, Any]], dict[str, Any]] = unchanged  # forges a body
     report: Callable[[Report], Report] = lambda report: report  # forges the report
 
@@ -95,7 +95,7 @@ class Run:
         self._append(
             "open",
             {
-                "fedattn_version": fedattn.__version__,
+                "fedattn_version": self.version,
                 "config": self.config.model_dump(mode="json"),
                 "config_sha256": self.config.sha256(),
                 "data_set": "made up",
@@ -103,7 +103,7 @@ class Run:
                 "roster": [key.public_bytes.hex() for key in self.devices],
                 "start_sha256": START,
                 "model_sha256": model(0),
-                "dimension": self.dimension,
+                "dimension": 10,
                 "engine": "embedded",
                 "created_by": "simulate",
             },

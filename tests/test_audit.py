@@ -406,3 +406,14 @@ def test_an_audit_imports_neither_torch_nor_opacus_nor_flwr(good: Path) -> None:
 
 def test_labels_of_ledger_and_report_differ() -> None:
     assert LEDGER_PURPOSE != REPORT_PURPOSE
+
+
+def test_stating_another_version_does_not_spare_the_instructions_their_check(tmp_path: Path) -> None:
+    def forged(kind: str, body: dict[str, Any]) -> dict[str, Any]:
+        return {**body, "instruction_sha256": "0" * 64} if kind == "intent" else body
+
+    run = Run(tmp_path / "run", version="9.9.9", body=forged).write()
+    finding = next(f for f in audit(run, server_key=PIN).findings if f.check == "instructions")
+    assert not finding.ok
+    assert "audit with 9.9.9" in finding.detail
+    assert audit(Run(tmp_path / "honest", version="9.9.9").write(), server_key=PIN).ok

@@ -80,7 +80,7 @@ def test_init_writes_a_config_that_is_valid_and_is_never_overwritten(tmp_path):
     dry = runner.invoke(cli.app, ["simulate", str(path), "--dry-run"])
     assert dry.exit_code == 0, dry.output
     looked = runner.invoke(cli.app, ["data", "inspect", str(path), "--json"])
-    assert json.loads(looked.stdout)["conversations"] > 0
+    assert json.loads(looked.stdout)["kept"] == len(conversations())
     again = runner.invoke(cli.app, ["init", str(path)])
     assert isinstance(again.exception, ConfigError)
 

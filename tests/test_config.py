@@ -312,7 +312,7 @@ def test_an_unreadable_config_is_named(tmp_path):
     with pytest.raises(ConfigError, match="cannot be read as UTF-8 text"):
         load_config(tmp_path)
     (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9")
-    with pytest.raises(ConfigError, match=r"latin.yaml: cannot be read as UTF-8 .UnicodeDecode"):
+    with pytest.raises(ConfigError, match=r"latin.yaml: cannot be read as UTF-8 text .UnicodeDecode"):
         load_config(tmp_path / "latin.yaml")
 
 

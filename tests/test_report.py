@@ -54,6 +54,7 @@ def test_the_keys_of_a_report_are_fixed(run: Path) -> None:
         "model",
         "notes",
         "outcome",
+        "page_template_sha256",
         "quality",
         "samples",
         "totals",

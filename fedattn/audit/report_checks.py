@@ -10,11 +10,17 @@ import json
 import math
 from collections.abc import Iterable
 
-import fedattn
 from fedattn.audit.evidence import CheckFailedError, Evidence, require
 from fedattn.entries import Abort, Intent, Release
 from fedattn.privacy.claims import NOT_PRIVATE, assumptions, caveats, claims, labels
-from fedattn.report import HTML_FILE, PURPOSE, SIGNATURE_FILE, render_html, show_epsilon
+from fedattn.report import (
+    HTML_FILE,
+    PURPOSE,
+    SIGNATURE_FILE,
+    render_html,
+    show_epsilon,
+    template_sha256,
+)
 from fedattn.signing import fingerprint, verify
 
 _RELATIVE = 1e-6  # two machines' floating point may differ by this in a recomputed epsilon
@@ -157,8 +163,8 @@ def sentences(e: Evidence) -> str:
 
 def page(e: Evidence) -> str:
     """report.html shows what report.json says."""
-    if e.report.fedattn_version != fedattn.__version__:
-        return f"not compared: rendered by fedattn {e.report.fedattn_version}"
+    if e.report.page_template_sha256 != template_sha256():
+        return "not compared: rendered with another version's template; trust report.json"
     try:
         stored = (e.run_dir / HTML_FILE).read_bytes()
     except OSError:

@@ -47,7 +47,7 @@ def _guarded(handler: _Handler) -> _Handler:
             return handler(message, context)
         except (RefusalError, ProtocolError) as error:
             rule = error.rule if isinstance(error, RefusalError) else error.check
-        except Exception:  # noqa: BLE001 (its text could hold anything)
+        except Exception:
             rule = "internal"
         context.state.config_records.pop(_STATE, None)  # a step that failed ends the round here
         return Message(wire.pack(refusal=rule), reply_to=message)

@@ -19,8 +19,8 @@ from flwr.common.serde import (
     message_from_proto,
     message_to_proto,
 )
-from flwr.proto.message_pb2 import Context as ProtoContext  # type: ignore[attr-defined]
-from flwr.proto.message_pb2 import Message as ProtoMessage  # type: ignore[attr-defined]
+from flwr.proto.message_pb2 import Context as ProtoContext
+from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -128,7 +128,7 @@ class EmbeddedGrid(Grid):
         context = self._contexts[node]
         try:
             reply = self._client_app(message, context)
-        except Exception as error:  # noqa: BLE001 (what a SuperNode does with it)
+        except Exception as error:
             code, reason = ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"{type(error)}:<'{error}'>"
             return Message(Error(code=code, reason=reason), reply_to=message)
         finally:
@@ -156,7 +156,9 @@ class EmbeddedGrid(Grid):
 
 def _cross(message: Message) -> Message:
     """The message as the other side reads it from the wire."""
-    return message_from_proto(ProtoMessage.FromString(message_to_proto(message).SerializeToString()))
+    return message_from_proto(
+        ProtoMessage.FromString(message_to_proto(message).SerializeToString())
+    )
 
 
 def _unavailable(message: Message) -> Message:

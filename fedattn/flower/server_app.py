@@ -93,7 +93,9 @@ class Training:
         # Held-out conversations are data that the server may see; training ones it never loads.
         held_out = load_partition(self.config.data)
         test = self._pairs(held_out.test, self.config.eval.examples, "test")
-        progress = self._pairs(held_out.validation, self.config.eval.progress_examples, "validation")
+        progress = self._pairs(
+            held_out.validation, self.config.eval.progress_examples, "validation"
+        )
         before = self._quality(test)
         self.replies_before = self._replies()
         nodes, self.roster = self._enrol()
@@ -166,9 +168,11 @@ class Training:
             result = runner.run(instruction, self.vector, intent)
             mean = instruction.codec.decode_mean(result.total, len(result.survivors))
         except RoundAbortedError as error:
-            return self._abort(number, intent, error.stage, error.reason, str(error))
+            self._abort(number, intent, error.stage, error.reason, str(error))
+            return None
         except UpdateError as error:
-            return self._abort(number, intent, "decode", "decode", str(error))
+            self._abort(number, intent, "decode", "decode", str(error))
+            return None
         except KeyboardInterrupt:
             self._abort(number, intent, runner.current_stage, "interrupted", "interrupted")
             raise
@@ -213,9 +217,7 @@ class Training:
         """Nodes in the order of the roster, and their public keys; ThresholdError if too few."""
         enrolled: list[tuple[int, bytes]] = []
         nodes = sorted(self.grid.get_node_ids())
-        messages = [
-            self.grid.create_message(wire.pack(), wire.ENROLL, node, "0") for node in nodes
-        ]
+        messages = [self.grid.create_message(wire.pack(), wire.ENROLL, node, "0") for node in nodes]
         timeout = self.config.secagg.stage_timeout_s
         for message in self.grid.send_and_receive(messages, timeout=timeout):
             if message.has_error() or wire.refusal(message) is not None:
@@ -295,9 +297,7 @@ class Training:
 
     def _replies(self) -> list[str]:
         """Greedy replies to openers of our own: no held-out person's words enter a report."""
-        return [
-            reply_to(self.model, self.tokenizer, [opener]).text for opener in self._openers
-        ]
+        return [reply_to(self.model, self.tokenizer, [opener]).text for opener in self._openers]
 
     def _pairs(self, dialogues: Sequence[Dialogue], count: int, label: str) -> list[Pair]:
         records = tokenize(dialogues, self.tokenizer, self.config.data.max_reply_bytes)

@@ -98,9 +98,9 @@ class PrvAccountant:
     """Privacy random variables of prv-accountant (Gopi et al. 2021, arXiv 2106.02848).
 
     It prices the removal of a record, the larger direction for this mechanism. Its mesh follows
-    Theorem 5.5 there for an error of 0.2 % of epsilon, or of what 2^20 grid points allow. Built
-    from the package's parts because its own `PRVAccountant` integrates the mean across the sharp
-    rise of the distribution at log(1 - q), and then refuses small noise.
+    Theorem 5.5 there for an error of 0.2 % of epsilon, at least 1e-4, and what 2^20 points allow.
+    Built from the package's parts because its own `PRVAccountant` integrates the mean across the
+    sharp rise of the distribution at log(1 - q), and then refuses small noise.
     """
 
     name = "prv"
@@ -117,7 +117,7 @@ class PrvAccountant:
         steps = [event.steps for event in events]
         variables = [_random_variable(event) for event in events]
         with np.errstate(all="ignore"):  # limits at the edges of the domain: log 0, exp -inf
-            error = 0.002 * renyi_epsilon(events, delta)
+            error = max(1e-4, 0.002 * renyi_epsilon(events, delta))
             reach = compute_safe_domain_size(variables, steps, error, delta_error)
             per_error = math.sqrt(sum(steps) / 2 * math.log(12 / delta_error))
             error = max(error, 2 * reach * per_error / _GRID_POINTS)

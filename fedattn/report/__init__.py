@@ -16,7 +16,7 @@ from fedattn.report.files import (
     read_report,
     write_report,
 )
-from fedattn.report.html import render_html, show_epsilon
+from fedattn.report.html import render_html, show_epsilon, template_sha256
 from fedattn.report.shape import REPORT_FORMAT, Report, parse_report, refuse_newer
 
 __all__ = [
@@ -34,5 +34,6 @@ __all__ = [
     "refuse_newer",
     "render_html",
     "show_epsilon",
+    "template_sha256",
     "write_report",
 ]

@@ -18,7 +18,7 @@ from fedattn.errors import RunError
 from fedattn.ledger import LedgerEntry
 from fedattn.privacy.accountants import spend
 from fedattn.privacy.claims import assumptions, caveats, claims, labels
-from fedattn.report.html import render_html
+from fedattn.report.html import render_html, template_sha256
 from fedattn.report.shape import (
     Accountants,
     BoundsSection,
@@ -66,6 +66,7 @@ def build_report(
             created_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             config=opened.config,
             config_sha256=opened.config_sha256,
+            page_template_sha256=template_sha256(),
             data_set=opened.data_set,
             outcome=closed.outcome,
             totals=Totals(

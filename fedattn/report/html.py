@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from importlib import resources
@@ -14,17 +15,25 @@ def render_html(report: Report) -> str:
     """The report for people: one file, no script, no network; every text is escaped."""
     from jinja2 import Environment, StrictUndefined
 
-    source = resources.files("fedattn").joinpath("assets/report.html.j2").read_text("utf-8")
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["epsilon"] = show_epsilon
-    return environment.from_string(source).render(
+    return environment.from_string(_template().decode()).render(
         report=report,
         config_text=json.dumps(report.config, indent=2, sort_keys=True),
         fingerprint=fingerprint(bytes.fromhex(report.ledger.server_public_key)),
         infinite=math.isinf(report.totals.epsilon),
     )
+
+
+def template_sha256() -> str:
+    """Hex digest of the installed template; a page can be compared if it was rendered with it."""
+    return hashlib.sha256(_template()).hexdigest()
+
+
+def _template() -> bytes:
+    return resources.files("fedattn").joinpath("assets/report.html.j2").read_bytes()
 
 
 def show_epsilon(value: float) -> str:

@@ -157,6 +157,7 @@ class Report(Section):
     created_at: str
     config: dict[str, Any]
     config_sha256: Hash
+    page_template_sha256: Hash  # which template report.html was rendered with
     data_set: str
     outcome: Outcome
     totals: Totals

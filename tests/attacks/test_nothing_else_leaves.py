@@ -7,8 +7,8 @@ import pytest
 from flwr.common.serde import message_to_proto
 
 from fedattn import device, ledger, train
-from fedattn.data.splits import client_of, split_of
 from fedattn.data.jsonl import read_jsonl
+from fedattn.data.splits import client_of, split_of
 from fedattn.flower import wire
 from fedattn.simulate import new_run_dir, simulate
 from tests.federation import conversations, tiny, write

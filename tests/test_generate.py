@@ -1,0 +1,121 @@
+"""Generation is greedy and deterministic; bits per byte is what a slow sum says."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from fedattn.batches import Pair
+from fedattn.generate import bits_per_byte, choose_pairs, context_of, reply, reply_to
+
+
+def slow_reply(model, tokenizer, context, max_tokens):
+    """Argmax of a plain full forward pass, token by token."""
+    tokens = [tokenizer.bos]
+    while len(tokens) <= max_tokens:
+        scores = model(torch.tensor([context]), torch.tensor([tokens]))[0, -1].tolist()
+        allowed = list(range(tokenizer.vocab_size))
+        if len(tokens) > 1:
+            allowed.append(tokenizer.eos)
+        best = max(allowed, key=lambda token: scores[token])
+        if best == tokenizer.eos:
+            break
+        tokens.append(best)
+    return tuple(tokens[1:])
+
+
+def push(model, token, amount):
+    """Make `token` more likely wherever the model looks."""
+    with torch.no_grad():
+        model.head.bias[token] += amount
+    return model
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_generation_is_the_argmax_of_plain_forward_passes(generator, tokenizer, seed):
+    model = push(generator(seed), tokenizer.eos, 2.0)
+    context = [tokenizer.you, 5, 6, 7 + seed]
+    with torch.no_grad():
+        expected = slow_reply(model, tokenizer, context, 12)
+    made = reply(model, tokenizer, context, max_tokens=12)
+    assert made.ids == expected
+    assert made.text == tokenizer.decode(expected).strip()
+
+
+def test_generation_is_deterministic_and_leaves_the_model_alone(generator, tokenizer):
+    model = generator()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    first = reply_to(model, tokenizer, ["hi", "hello", "how are you"], 9)
+    torch.manual_seed(99)
+    assert reply_to(model, tokenizer, ["hi", "hello", "how are you"], 9).ids == first.ids
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("special", ["pad", "bos", "me", "you"])
+def test_specials_are_never_generated(generator, tokenizer, special):
+    model = push(generator(), getattr(tokenizer, special), 1000.0)
+    made = reply_to(model, tokenizer, ["hi"], 10)
+    assert made.ids
+    assert max(made.ids) < tokenizer.vocab_size
+
+
+def test_a_reply_ends_at_eos_but_has_text_before_it(generator, tokenizer):
+    made = reply_to(push(generator(), tokenizer.eos, 1000.0), tokenizer, ["hi"], 10)
+    assert len(made.ids) == 1
+    assert made.ids[0] < tokenizer.vocab_size
+
+
+@pytest.mark.parametrize("longest", [0, 1, 5])
+def test_a_reply_is_no_longer_than_asked(generator, tokenizer, longest):
+    made = reply_to(push(generator(), tokenizer.eos, -1000.0), tokenizer, ["hi"], longest)
+    assert len(made.ids) == longest
+    # one row of attention for <bos> and each token, over every context token
+    assert made.attention.cross[0].shape == (1, 2, longest + 1, len(tokenizer.encode("hi")) + 1)
+
+
+def test_context_marks_the_last_turn_as_the_others_and_keeps_the_end(tokenizer):
+    turns = ["aa", "bb", "cc"]
+    ids = [tokenizer.encode(text) for text in turns]
+    you, me = tokenizer.you, tokenizer.me
+    whole = [you, *ids[0], me, *ids[1], you, *ids[2]]
+    assert context_of(turns, tokenizer, 100) == whole
+    assert context_of(turns, tokenizer, 4) == whole[-4:]
+
+
+def test_chosen_pairs_are_the_same_in_every_run_and_depend_on_the_label(make_records, tokenizer):
+    records = make_records(20, replies=3)
+    first = choose_pairs(records, tokenizer, 12, 15, "test")
+    assert first == choose_pairs(records, tokenizer, 12, 15, "test")
+    assert choose_pairs(records, tokenizer, 12, 7, "test") == first[:7]
+    assert first != choose_pairs(records, tokenizer, 12, 15, "other")
+    everything = choose_pairs(records, tokenizer, 12, 1000, "test")
+    assert len(everything) == 60
+    assert choose_pairs([], tokenizer, 12, 5, "test") == []
+
+
+@pytest.mark.parametrize("batch", [1, 3, 64])
+def test_bits_per_byte_is_the_slow_sum_over_whole_replies(generator, tokenizer, batch):
+    model = generator()
+    texts = [("hi there", "hello"), ("a", "your name, please? " * 2), ("bb", "好"), ("c", "d")]
+    pairs = [
+        Pair([tokenizer.you, *tokenizer.encode(a)], [*tokenizer.encode(b), tokenizer.eos])
+        for a, b in texts
+    ]
+    bits = 0.0
+    with torch.no_grad():
+        for context, ids in pairs:
+            inputs = torch.tensor([[tokenizer.bos, *ids[:-1]]])
+            logs = model(torch.tensor([context]), inputs)[0].double().log_softmax(-1)
+            bits -= sum(float(logs[t, token]) for t, token in enumerate(ids)) / math.log(2)
+    size = sum(len(text.encode()) for _, text in texts)
+    made = bits_per_byte(model, pairs, tokenizer, batch=batch)
+    assert made.bpb == pytest.approx(bits / size, rel=1e-5)
+    assert (made.examples, made.bytes) == (4, size)
+
+
+def test_no_examples_have_no_bits_per_byte(generator, tokenizer):
+    made = bits_per_byte(generator(), [], tokenizer)
+    assert math.isnan(made.bpb)
+    assert (made.examples, made.bytes) == (0, 0)
