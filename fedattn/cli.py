@@ -153,7 +153,8 @@ def data_inspect(
     from fedattn.config import load_config
     from fedattn.data.summary import inspect, quantile_table, share_table
 
-    summary = inspect(load_config(config, overrides or []).data, skip_bad=skip_bad)
+    data = load_config(config, overrides or []).data
+    summary = inspect(data, skip_bad=skip_bad or data.skip_bad)
     if as_json:
         from dataclasses import asdict
 

@@ -35,6 +35,7 @@ class DataConfig(Section):
 
     source: Literal["chitchat", "jsonl"] = "chitchat"
     path: str | None = None  # of the JSONL file; with source: jsonl alone
+    skip_bad: bool = False  # leave refused JSONL lines out instead of stopping
     salt: Annotated[str, Field(min_length=1)] = "fedattn"  # decides owners, splits, thinning
     clients: Count = 8  # owners are spread over this many silos by a salted hash
     validation_share: Share = 0.1  # of users

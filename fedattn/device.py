@@ -150,7 +150,7 @@ def load_partition(config: DataConfig) -> Partition:
 @lru_cache(maxsize=2)
 def _partition(config_json: str) -> Partition:
     config = DataConfig.model_validate_json(config_json)
-    return partition(load_dialogues(config), config)
+    return partition(load_dialogues(config, skip_bad=config.skip_bad), config)
 
 
 def _records(config: DataConfig, index: int, vocab_size: int) -> Sequence[Record]:

@@ -408,7 +408,7 @@ def test_labels_of_ledger_and_report_differ() -> None:
     assert LEDGER_PURPOSE != REPORT_PURPOSE
 
 
-def test_stating_another_version_does_not_spare_the_instructions_their_check(tmp_path: Path) -> None:
+def test_stating_another_version_spares_no_instruction_its_check(tmp_path: Path) -> None:
     def forged(kind: str, body: dict[str, Any]) -> dict[str, Any]:
         return {**body, "instruction_sha256": "0" * 64} if kind == "intent" else body
 

@@ -90,13 +90,16 @@ class Training:
 
     def run(self) -> None:
         """Enrol, train until done, out of budget or asked to stop; then report."""
-        # Held-out conversations are data that the server may see; training ones it never loads.
+        # Of the data the server uses the held-out conversations alone: those it may see. (In a
+        # simulation one process reads the file for server and devices.)
         held_out = load_partition(self.config.data)
         test = self._pairs(held_out.test, self.config.eval.examples, "test")
         progress = self._pairs(
             held_out.validation, self.config.eval.progress_examples, "validation"
         )
         before = self._quality(test)
+        if not test:
+            self.observer.note("no held-out conversation: quality is not measured")
         self.replies_before = self._replies()
         nodes, self.roster = self._enrol()
         with Ledger.create(self.run_dir / LEDGER_FILE, self.key) as self.ledger:

@@ -160,7 +160,7 @@ def test_a_bad_line_stops_the_import_unless_it_is_skipped_explicitly(tmp_path):
     path = tmp_path / "chats.jsonl"
     path.write_text(f"{GOOD}\n{BAD['text_empty'][0]}\n{BAD['one_speaker'][0]}\n{BAD['a_list'][0]}")
     config = DataConfig(source="jsonl", path=str(path))
-    with pytest.raises(DataError, match=r"4 problem\(s\); fix them, or skip") as caught:
+    with pytest.raises(DataError, match=r"4 problem\(s\); fix them, or set") as caught:
         load_dialogues(config)
     assert "line 3, id: an earlier line has this id" in str(caught.value)
     path.write_text(f"{GOOD}\n{BAD['text_empty'][0]}\n{BAD['a_list'][0]}\n{BAD['null'][0]}\n")
@@ -184,7 +184,10 @@ def test_all_problems_are_listed_up_to_a_cap():
     with pytest.raises(DataError) as caught:
         file.accepted(skip_bad=False)
     lines = str(caught.value).splitlines()
-    assert lines[0] == "file: 25 problem(s); fix them, or skip bad lines explicitly"
+    assert (
+        lines[0]
+        == "file: 25 problem(s); fix them, or set data.skip_bad: true to leave those lines out"
+    )
     assert len(lines) == LISTED + 2
     assert lines[-1] == "  and 5 more"
 
