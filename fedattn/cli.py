@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedattn.errors import EXIT_FINDING, EXIT_INTERRUPTED, EXIT_OK, FedattnError
+from fedattn.errors import EXIT_BAD_INPUT, EXIT_FINDING, EXIT_INTERRUPTED, EXIT_OK, FedattnError
 
 if TYPE_CHECKING:
     from fedattn.config import Config
@@ -214,12 +214,17 @@ def _dry_run(config: Config, *, as_json: bool) -> None:
 def main() -> None:
     """Entry point: a FedattnError becomes its message on stderr and its exit code."""
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    import click
+
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
     except FedattnError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except click.ClickException as error:
+        error.show()
+        sys.exit(EXIT_BAD_INPUT)
+    except (KeyboardInterrupt, click.Abort):
         print("interrupted; the ledger is intact", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from fedattn.batches import Record, tokenize
 from fedattn.checkpoint import model_sha256, released_sha256, start_model, write_vector
 from fedattn.config import Config, DataConfig, ModelConfig
-from fedattn.data import Partition, load_dialogues, partition
+from fedattn.data import Dialogue, Partition, load_dialogues, partition
 from fedattn.errors import FedattnError, RefusalError
 from fedattn.instruction import Instruction
 from fedattn.model import AttentionGenerator, trainable_names
@@ -131,6 +131,9 @@ class Device:
                 file.write(json.dumps(line, sort_keys=True) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
+            folder = os.open(self.folder, os.O_RDONLY)
+            os.fsync(folder)  # or a new file's name could be lost
+            os.close(folder)
         except OSError:
             raise RefusalError("spend_ledger", "cannot be written on this device") from None
 
@@ -161,4 +164,17 @@ def _records(config: DataConfig, index: int, vocab_size: int) -> Sequence[Record
 def _tokenized(config_json: str, index: int, vocab_size: int) -> tuple[Record, ...]:
     config = DataConfig.model_validate_json(config_json)
     dialogues = load_partition(config).train[index]
-    return tuple(tokenize(dialogues, Tokenizer(vocab_size), config.max_reply_bytes))
+    tokenizer, limit = Tokenizer(vocab_size), config.max_reply_bytes
+    try:
+        return tuple(tokenize(dialogues, tokenizer, limit))
+    except Exception:
+        # One record that cannot be tokenised must not take the others with it: alone, it counts
+        # as absent, which one record's guarantee covers.
+        return tuple(record for item in dialogues for record in _alone(item, tokenizer, limit))
+
+
+def _alone(dialogue: Dialogue, tokenizer: Tokenizer, max_reply_bytes: int) -> list[Record]:
+    try:
+        return tokenize([dialogue], tokenizer, max_reply_bytes)
+    except Exception:
+        return []

@@ -1,6 +1,8 @@
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from typer.testing import CliRunner
 
 from fedattn import cli
 from fedattn.errors import ConfigError, RunError
+from fedattn.ledger import read_ledger
 from tests.federation import conversations, tiny, write
 
 runner = CliRunner()
@@ -112,3 +115,33 @@ def test_chat_answers_and_ends_at_an_empty_line(config_path, tmp_path):
 
 def test_chat_with_no_run_is_bad_input(tmp_path):
     assert fedattn("chat", tmp_path / "nowhere").returncode == 2
+
+
+def test_bad_usage_is_bad_input(tmp_path):
+    assert fedattn("simulate").returncode == 2
+    assert fedattn("no-such-command").returncode == 2
+    assert fedattn("audit", tmp_path, "--no-such-option").returncode == 2
+    assert fedattn("--help").returncode == 0
+
+
+def test_a_second_interrupt_aborts_at_once_with_the_ledger_intact(config_path, tmp_path):
+    run_dir = tmp_path / "run"
+    arguments = ["simulate", str(config_path), "--out", str(run_dir)]
+    arguments += ["--set", "train.rounds=1", "--set", "train.local_steps=100000"]
+    arguments += ["--set", "privacy.noise_multiplier=300.0"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fedattn.cli", *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    ledger, deadline = run_dir / "ledger.jsonl", time.monotonic() + 60
+    while time.monotonic() < deadline and not (
+        ledger.exists() and b"intent" in ledger.read_bytes()
+    ):
+        time.sleep(0.1)
+    for _ in range(2):
+        time.sleep(1.0)
+        process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "stopping after this round" in err
+    assert [entry.kind for entry in read_ledger(ledger)] == ["open", "intent", "abort", "close"]

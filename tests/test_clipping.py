@@ -33,7 +33,7 @@ def make_pairs(lengths, seed=0, tokenizer=TOKENIZER):
     ]
 
 
-def sharpen(model, factor=1.3):
+def sharpen(model, factor=1.5):
     """Make attention choose, so that queries and keys have gradients well above float32's noise."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -149,7 +149,7 @@ def worst_error(model, names, lengths, losses):
 def test_gradients_of_every_parameter_equal_one_at_a_time_autograd(
     generator, which, shape, lengths
 ):
-    model = sharpen(generator(2, 0.3, **shape))
+    model = sharpen(generator(4, 0.3, **shape))
     worst = worst_error(model, select(model, which), lengths, record_losses)
     assert worst[0] < 1e-5, worst
 

@@ -62,5 +62,9 @@ def report(path: str, findings: Sequence[Finding], *, may_skip: bool) -> str:
     shown = [f"  {finding}" for finding in findings[:LISTED]]
     if len(findings) > LISTED:
         shown.append(f"  and {len(findings) - LISTED} more")
-    remedy = "fix them, or set data.skip_bad: true to leave those lines out" if may_skip else "these cannot be skipped"
+    remedy = (
+        "fix them, or set data.skip_bad: true to leave those lines out"
+        if may_skip
+        else "these cannot be skipped"
+    )
     return "\n".join([f"{path}: {len(findings)} problem(s); {remedy}", *shown])
