@@ -70,7 +70,11 @@ def load_model(path: Path) -> AttentionGenerator:
         raise ModelError(f"{path}: not a safetensors file") from None
     if metadata.get("format") != FORMAT:
         raise ModelError(f"{path}: not a {FORMAT} checkpoint; save it with fedattn")
-    model = AttentionGenerator(Architecture.model_validate_json(metadata["architecture"]))
+    try:
+        shape = Architecture.model_validate_json(metadata["architecture"])
+    except (KeyError, ValueError):
+        raise ModelError(f"{path}: no valid architecture in its metadata") from None
+    model = AttentionGenerator(shape)
     expected = {name: value.shape for name, value in model.state_dict().items() if name != _TIED}
     if expected != {name: value.shape for name, value in weights.items()}:
         raise ModelError(f"{path}: weights do not fit the architecture in its metadata")

@@ -169,7 +169,8 @@ class Config(Section):
     """A whole run."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
-    seed: int | None = None  # for tests: makes all randomness predictable, so NOT PRIVATE
+    # For tests: makes all randomness predictable, so NOT PRIVATE.
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] | None = None
     server_key: str | None = None  # path of the server's Ed25519 key; none: made for this run
     data: DataConfig = Field(default_factory=DataConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
@@ -191,11 +192,12 @@ class Config(Section):
                 f"secagg.threshold {t} must satisfy 2t > n + c = {n + c}, or two disjoint "
                 f"quorums could unmask; use {(n + c) // 2 + 1} or more"
             )
-        if self.secagg.clip_range * self.secagg.grid_scale * n >= 2.0**31:
+        # as Codec.check_no_wrap counts: rounding up adds a step to each client's coordinate
+        largest = n * (self.secagg.clip_range * self.secagg.grid_scale // 1 + 1)
+        if largest >= 2.0**31:
             raise ValueError(
-                "secagg: clients * clip_range * grid_scale = "
-                f"{self.secagg.clip_range * self.secagg.grid_scale * n:g} must be below 2^31, "
-                "or the sum would wrap; lower grid_scale or clip_range"
+                f"secagg: clients * (clip_range * grid_scale + 1) = {largest:g} must be below "
+                "2^31, or the sum would wrap; lower grid_scale or clip_range"
             )
         for fault in self.faults:
             if fault.round > self.train.rounds:
@@ -225,7 +227,11 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
+        if not isinstance(node, yaml.MappingNode):
+            raise yaml.constructor.ConstructorError(None, None, "not a mapping", node.start_mark)
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "odd key", key.start_mark)
             if key.value in seen:
                 raise ConfigError(
                     f"line {key.start_mark.line + 1}: key `{key.value}` is said twice; keep one"
@@ -259,7 +265,7 @@ def parse_config(text: str, overrides: Sequence[str] = (), *, where: str = "conf
     """The config in YAML `text`; `where` names it in errors."""
     try:
         raw = yaml.load(text, _Loader)  # noqa: S506 (_Loader is a SafeLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, AttributeError) as error:  # PyYAML's own, of a bad `!!int`
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
         raise ConfigError(f"{where}{line}: not valid YAML; check indentation and colons") from None
@@ -296,8 +302,10 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override}: must look like section.key=value")
     try:
         value = yaml.load(text, _Loader)  # noqa: S506 (_Loader is a SafeLoader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, AttributeError):
         raise ConfigError(f"--set {key}: the value is not valid YAML") from None
+    except ConfigError as error:
+        raise ConfigError(f"--set {key}: {error}") from None
     *parents, leaf = key.split(".")
     for parent in parents:
         inner = raw.setdefault(parent, {})

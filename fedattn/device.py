@@ -68,13 +68,10 @@ class Device:
             raise RefusalError("cohort", f"below this device's threshold {own.secagg.threshold}")
         if instruction.start_sha256 != installed_start(own.model, own.seed)[1]:
             raise RefusalError("start_model", "is not the one installed here")
-        spent = self._spent()
-        if instruction.sha256.hex() in {name for name, _ in spent}:
+        lines = self._spent()
+        if instruction.sha256.hex() in {name for name, _ in lines}:
             raise RefusalError("replay", "this instruction was answered before")
-        events = [event for _, event in spent if event is not None]
-        budget = own.privacy.epsilon_budget
-        if budget is not None and would_pass(events, instruction.event, budget, own.privacy.delta):
-            raise RefusalError("budget", f"epsilon would pass {budget:g}")
+        self._check_budget(instruction, lines)
         # A second advertisement under one hash would let the server show peers different keys.
         self._write("accepted", instruction)
         return instruction.roster.index(key) + 1
@@ -91,6 +88,11 @@ class Device:
         write_vector(model, trainable_names(model, self.config.model.trainable), vector)
         tokenizer = Tokenizer(model.shape.vocab_size)
         randomness = self.randomness("train", str(instruction.round))
+        # (accept checked both, but another round may have been accepted or trained since)
+        lines, name = self._spent(), instruction.sha256.hex()
+        if [event for line, event in lines if line == name] != [None]:
+            raise RefusalError("accepted", "this instruction was not accepted, or trained before")
+        self._check_budget(instruction, lines)
         self._write("spent", instruction)
         try:
             records = self.records(tokenizer)
@@ -110,6 +112,8 @@ class Device:
             return []
         try:
             lines = [json.loads(line) for line in self._spend_path.read_text().splitlines()]
+            if not {line["kind"] for line in lines} <= {"accepted", "spent"}:
+                raise ValueError
             return [
                 (line["instruction"], event_from_dict(line["event"]))
                 if line["kind"] == "spent"
@@ -118,6 +122,15 @@ class Device:
             ]
         except (OSError, ValueError, KeyError, TypeError, FedattnError):
             raise RefusalError("spend_ledger", "cannot be read on this device") from None
+
+    def _check_budget(
+        self, instruction: Instruction, lines: Sequence[tuple[str, Event | None]]
+    ) -> None:
+        privacy = self.config.privacy
+        events = [event for _, event in lines if event is not None]
+        budget = privacy.epsilon_budget
+        if budget is not None and would_pass(events, instruction.event, budget, privacy.delta):
+            raise RefusalError("budget", f"epsilon would pass {budget:g}")
 
     def _write(self, kind: str, instruction: Instruction) -> None:
         line = {

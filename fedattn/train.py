@@ -180,12 +180,17 @@ class _PrivateSteps(_Steps):
 
     def _accumulate(self, pairs: Sequence[Pair]) -> bool:
         """Add the pairs' clipped gradients; False, and nothing added, if their pass failed."""
+        before = [
+            None if p.summed_grad is None else p.summed_grad.clone() for p in self.private.params
+        ]
         try:
             self.gradients.losses_backward(self.losses(pairs))
+            self.private.accumulate()
         except Exception:
             self.gradients.reset()
+            for parameter, summed in zip(self.private.params, before, strict=True):
+                parameter.summed_grad = summed  # a sum that failed half way would count some twice
             return False
-        self.private.accumulate()
         return True
 
 

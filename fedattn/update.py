@@ -64,7 +64,7 @@ class Codec:
             words[start : start + _CHUNK] = low.astype(np.int64).astype(np.uint32)
         return words
 
-    def decode_mean(self, total: Words, clients: int) -> npt.NDArray[np.float32]:
+    def decode_mean(self, total: Words, clients: int) -> npt.NDArray[np.float64]:
         """The mean update (d,) from the sum of `clients` encoded ones."""
         if clients < 1:
             raise UpdateError(f"clients is {clients}, must be at least 1")
@@ -76,4 +76,4 @@ class Codec:
                 f"a decoded coordinate is beyond the bound {limit:g} of {clients} clients; "
                 "a participant sent an update outside the range"
             )
-        return (signed / (self.grid_scale * clients)).astype(np.float32)
+        return signed / (self.grid_scale * clients)

@@ -53,7 +53,7 @@ def make_records() -> Callable[..., list[Any]]:
     from fedattn.batches import Record
 
     def make(count: int, seed: int = 0, replies: int = 1) -> list[Record]:
-        rng = random.Random(seed)  # noqa: S311
+        rng = random.Random(seed)
         return [
             Record(
                 speakers=tuple(turn % 2 for turn in range(replies + 1)),

@@ -65,9 +65,7 @@ def test_a_pair_is_the_last_tokens_of_the_history_and_the_ended_reply(turns, siz
     assert made.reply == [*record.turns[reply], TOKENIZER.eos]
 
 
-@given(
-    st.lists(st.tuples(IDS, IDS), min_size=1, max_size=5), st.none() | st.integers(1, 12)
-)
+@given(st.lists(st.tuples(IDS, IDS), min_size=1, max_size=5), st.none() | st.integers(1, 12))
 def test_collate_pads_contexts_left_and_replies_right(rows, cut):
     pairs = [Pair(context, [*reply, TOKENIZER.eos]) for context, reply in rows]
     batch = collate(pairs, TOKENIZER, cut)

@@ -97,7 +97,7 @@ def test_the_base_of_these_tests_is_valid():
         ),
         (
             {"secagg__clip_range": 1024.0},
-            ["clients * clip_range * grid_scale = 8.58993e+09", "lower grid_scale or clip_range"],
+            ["8.58993e+09 must be below 2^31", "lower grid_scale or clip_range"],
         ),
         ({"faults": [{"round": 9, "clients": 1}]}, ["faults: round 9 is above train.rounds 8"]),
         (
@@ -134,7 +134,10 @@ def test_missing_section_is_named(section):
     [
         ({"train__epochs": 3}, "train.epochs"),
         ({"privcy": {}}, "privcy"),
-        ({"model": {"start": "random", "architecture": {"layers": 2}}}, "model.architecture.layers"),
+        (
+            {"model": {"start": "random", "architecture": {"layers": 2}}},
+            "model.architecture.layers",
+        ),
         ({"faults": [{"round": 1, "clients": 1, "who": 2}]}, "faults.0.who"),
     ],
 )
@@ -226,20 +229,17 @@ def test_yaml_that_would_run_code_or_point_nowhere_is_refused(text):
         parse_config(text)
 
 
-@pytest.mark.xfail(strict=True, reason="constructor errors of PyYAML escape as they are")
 @pytest.mark.parametrize("text", ["? [a, b]\n: c", "a: !!map [1]", "a: !!int x", "a: 2020-99-99"])
 def test_odd_yaml_is_a_config_error(text):
     with pytest.raises(ConfigError):
         parse_config(text)
 
 
-@pytest.mark.xfail(strict=True, reason="config compares n r s, the codec n (floor(r s) + 1)")
 def test_a_config_that_the_codec_would_refuse_is_refused():
     with pytest.raises(ConfigError):
         parse_config(TEXT, ["secagg.clip_range=1.0", "secagg.grid_scale=268435455.5"])
 
 
-@pytest.mark.xfail(strict=True, reason="torch.manual_seed and Randomness.seeded have bounds")
 @pytest.mark.parametrize("seed", [1 << 64, 1 << 300, -(1 << 300)])
 def test_a_seed_that_no_generator_takes_is_refused(seed):
     with pytest.raises(ConfigError, match="seed"):
@@ -312,7 +312,9 @@ def test_an_unreadable_config_is_named(tmp_path):
     with pytest.raises(ConfigError, match="cannot be read as UTF-8 text"):
         load_config(tmp_path)
     (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9")
-    with pytest.raises(ConfigError, match=r"latin.yaml: cannot be read as UTF-8 text .UnicodeDecode"):
+    with pytest.raises(
+        ConfigError, match=r"latin.yaml: cannot be read as UTF-8 text .UnicodeDecode"
+    ):
         load_config(tmp_path / "latin.yaml")
 
 

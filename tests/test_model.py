@@ -133,7 +133,9 @@ def test_attention_rows_sum_to_one_and_see_no_padding_and_no_future(generator):
     assert torch.equal(logits, model(context, reply))
     padding = (context == model.pad)[:, None, None, :]
     future = torch.ones(6, 6).triu(1).bool()
-    assert [len(part) for part in (attention.encoder, attention.decoder, attention.cross)] == [2] * 3
+    assert [len(part) for part in (attention.encoder, attention.decoder, attention.cross)] == [
+        2
+    ] * 3
     for weights in (*attention.encoder, *attention.decoder, *attention.cross):
         assert torch.allclose(weights.sum(-1), torch.ones(()), atol=1e-6)
         assert (weights >= 0).all()

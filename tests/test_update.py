@@ -52,11 +52,17 @@ def test_decoded_mean_is_within_one_grid_step_of_the_clipped_mean(n, r, s, value
     assert (error <= (1 / s) * (1 + 1e-9) + np.abs(exact) * 2.0**-23 + r * 2.0**-40).all()
 
 
+def test_the_stated_bound_holds_on_a_fine_grid_too():
+    codec, x = Codec(0.5, 2.0**30), 1 / 3
+    mean = codec.decode_mean(codec.encode(np.array([x]), Randomness.seeded(0)), 1)
+    assert abs(float(mean[0]) - x) < 2.0**-30
+
+
 def test_values_on_the_grid_come_back_exactly():
     codec, grid = Codec(1.0, 64.0), np.arange(-64, 65) / 64
     words = codec.encode(grid, Randomness.from_os())
     assert np.array_equal(words.view(np.int32), np.arange(-64, 65))
-    assert np.array_equal(codec.decode_mean(words, 1), grid.astype(np.float32))
+    assert np.array_equal(codec.decode_mean(words, 1), grid)
 
 
 @pytest.mark.parametrize("value", [0.3, -0.3, 0.01, -0.999, 0.9999])

@@ -179,7 +179,8 @@ class Training:
         except KeyboardInterrupt:
             self._abort(number, intent, runner.current_stage, "interrupted", "interrupted")
             raise
-        self._release(number, intent, result, self.vector + torch.from_numpy(mean))
+        vector = (self.vector.double() + torch.from_numpy(mean)).float()
+        self._release(number, intent, result, vector)
         return result
 
     def _release(

@@ -122,9 +122,8 @@ def caveats(config: Config) -> Sentences:
     found += [
         "Participation is not hidden: the server sees which devices take part and when.",
         "Timing and message sizes on the network are not covered.",
-        "The held-out conversations that measure quality "
-        "were read by the server in clear and are not covered; sample replies answer openers of our "
-        "own.",
+        "The held-out conversations that measure quality were read by the server in clear and "
+        "are not covered; sample replies answer openers of our own.",
         "Learning rate, clip norm and other settings were chosen outside this budget; if they were "
         "tuned on the same conversations, that tuning is not counted.",
         "Other runs on the same conversations add to what is spent here; this report covers one.",

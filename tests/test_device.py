@@ -1,0 +1,476 @@
+"""The device decides: what it refuses before it reads data, and what it spends before it trains."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+
+import fedattn.device
+import fedattn.train
+from fedattn.checkpoint import model_sha256, read_vector, released_sha256
+from fedattn.device import Device, installed_start, load_partition
+from fedattn.errors import RefusalError
+from fedattn.instruction import Instruction
+from fedattn.model import trainable_names
+from fedattn.privacy.accountants import spend
+from fedattn.privacy.events import NoNoise, PoissonGaussian, event_to_dict, round_event
+from fedattn.randomness import Randomness
+from fedattn.signing import SigningKey
+from fedattn.tokens import Tokenizer
+
+CANARY = "canary: my password is hunter2"
+
+
+def read_line(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+class Federation:
+    """Three devices, the first of which is under test, and the server's view of round 1."""
+
+    def __init__(self, folder, config):
+        self.config = config
+        self.device = Device(folder / "device-0", config, 0)
+        peers = [SigningKey.generate(Randomness.seeded(i)).public_bytes for i in (1, 2)]
+        self.roster = (self.device.identity.public_bytes, *peers)
+        model, self.start = installed_start(config.model, config.seed)
+        self.vector = read_vector(model, trainable_names(model, config.model.trainable))
+        self.spend_path = folder / "device-0" / "spend.jsonl"
+
+    def instruction(self, round_=1, **changes):
+        fields = {
+            "config": self.config,
+            "round": round_,
+            "start_sha256": self.start,
+            "model_sha256": released_sha256(self.start, self.vector),
+            "dimension": len(self.vector),
+            "ledger_head": "00" * 32,
+            "roster": self.roster,
+            "event": round_event(self.config),
+        }
+        return Instruction(**{**fields, **changes})
+
+    def again(self):
+        """The same device after a restart."""
+        return Device(self.device.folder, self.config, 0)
+
+
+@pytest.fixture
+def federate(tmp_path, make_config):
+    """Makes a federation over a small JSONL file of this client's conversations."""
+
+    def make(**changes):
+        lines = [
+            {
+                "id": f"c{i}",
+                "turns": [
+                    {"speaker": f"p{i}-{j % 2}", "text": f"this is turn {j} of {i}"}
+                    for j in range(4)
+                ],
+            }
+            for i in range(40)
+        ]
+        data = tmp_path / "data.jsonl"
+        data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        source = {"data__source": "jsonl", "data__path": str(data)}
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        return Federation(folder, make_config(**source, **changes))
+
+    return make
+
+
+@pytest.fixture
+def unreadable(monkeypatch):
+    """Makes every read of private data fail the test."""
+
+    def fail(*_):
+        raise AssertionError("private data was read")
+
+    monkeypatch.setattr(fedattn.device, "load_partition", fail)
+    monkeypatch.setattr(fedattn.device, "_records", fail)
+
+
+def test_an_agreed_instruction_is_accepted_at_its_place_in_the_roster(federate, unreadable):
+    federation = federate()
+    assert federation.device.accept(federation.instruction()) == 1
+    turned = federation.roster[1:] + federation.roster[:1]
+    assert federation.device.accept(federation.instruction(2, roster=turned)) == 3
+
+
+OTHER_SECTIONS = [
+    ("privacy", {"privacy__noise_multiplier": 0.9}),
+    ("privacy", {"privacy__clip_norm": 0.6}),
+    ("privacy", {"privacy__sampling_rate": 0.6}),
+    ("privacy", {"privacy__epsilon_budget": 9.0}),
+    ("privacy", {"privacy__delta": 2e-6}),
+    (
+        "privacy",
+        {"privacy__unit": "none", "privacy__noise": "none", "privacy__epsilon_budget": None},
+    ),
+    ("secagg", {"secagg__threshold": 3}),
+    ("secagg", {"secagg__clip_range": 0.25}),
+    ("train", {"train__local_steps": 3}),
+    ("train", {"train__expected_batch_size": 1}),
+    ("train", {"train__learning_rate": 2.0}),
+    ("model", {"model__trainable": "bias_norm"}),
+    ("seed", {"seed": 5}),
+]
+
+
+@pytest.mark.parametrize(("section", "changes"), OTHER_SECTIONS, ids=str)
+def test_a_config_it_did_not_agree_to_is_refused(
+    federate, make_config, unreadable, section, changes
+):
+    federation = federate()
+    other = make_config(**changes)
+    instruction = federation.instruction(config=other, event=round_event(other))
+    with pytest.raises(RefusalError) as caught:
+        federation.device.accept(instruction)
+    assert caught.value.rule == f"config.{section}"
+    assert not federation.spend_path.exists()
+
+
+@pytest.mark.parametrize(
+    ("rule", "changes"),
+    [
+        ("event", {"event": PoissonGaussian(0.5, 1.0, 1)}),
+        ("event", {"event": NoNoise()}),
+        ("roster", {"roster": "without"}),
+        ("roster", {"roster": "twice"}),
+        ("roster", {"roster": ()}),
+        ("cohort", {"roster": "alone"}),
+        ("start_model", {"start_sha256": "ab" * 32}),
+    ],
+)
+def test_what_breaks_a_rule_is_refused_by_its_name(federate, unreadable, rule, changes):
+    federation = federate()
+    own, *peers = federation.roster
+    rosters = {"without": tuple(peers), "twice": (own, own, *peers), "alone": (own,)}
+    if isinstance(named := changes.get("roster"), str):
+        changes = {"roster": rosters[named]}
+    with pytest.raises(RefusalError) as caught:
+        federation.device.accept(federation.instruction(**changes))
+    assert caught.value.rule == rule
+    assert not federation.spend_path.exists()
+
+
+def test_one_instruction_is_answered_once_even_after_a_restart(federate, unreadable):
+    federation = federate()
+    federation.device.accept(federation.instruction())
+    for device in (federation.device, federation.again()):
+        with pytest.raises(RefusalError) as caught:
+            device.accept(federation.instruction())
+        assert caught.value.rule == "replay"
+    assert federation.again().accept(federation.instruction(2)) == 1
+
+
+def test_the_budget_holds_over_the_devices_life(federate):
+    federation = federate(privacy__epsilon_budget=7.0)
+
+    def live_through(rounds):
+        instruction = federation.instruction(rounds + 1)
+        device = federation.again()
+        device.accept(instruction)
+        device.train(instruction, federation.vector)
+
+    rounds = 0
+    with contextlib.suppress(RefusalError):
+        for rounds in range(20):
+            live_through(rounds)
+    assert 0 < rounds < 20
+    spent = [line for line in read_line(federation.spend_path) if line["kind"] == "spent"]
+    assert len(spent) == rounds
+    with pytest.raises(RefusalError) as caught:
+        live_through(rounds)
+    assert caught.value.rule == "budget"
+
+
+def test_a_first_round_beyond_the_budget_is_refused(federate, unreadable):
+    federation = federate(privacy__epsilon_budget=0.5)
+    with pytest.raises(RefusalError) as caught:
+        federation.device.accept(federation.instruction())
+    assert caught.value.rule == "budget"
+
+
+def test_an_accepted_instruction_that_never_trained_costs_nothing(
+    federate, make_config, unreadable
+):
+    config = make_config()
+    one = spend([round_event(config)], config.privacy.delta).epsilon
+    federation = federate(privacy__epsilon_budget=1.1 * one)
+    for round_ in range(1, 4):
+        federation.device.accept(federation.instruction(round_))
+    line, *_ = read_line(federation.spend_path)
+    assert line["kind"] == "accepted"
+
+
+def test_two_open_rounds_do_not_pass_the_budget_together(federate, make_config):
+    config = make_config()
+    one = spend([round_event(config)], config.privacy.delta).epsilon
+    federation = federate(privacy__epsilon_budget=1.1 * one)
+    first, second = federation.instruction(1), federation.instruction(2)
+    for instruction in (first, second):
+        federation.device.accept(instruction)
+    federation.device.train(first, federation.vector)
+    with pytest.raises(RefusalError):
+        federation.device.train(second, federation.vector)
+
+
+def test_what_was_not_accepted_or_was_trained_before_does_not_train(federate):
+    federation = federate()
+    with pytest.raises(RefusalError):
+        federation.device.train(federation.instruction(), federation.vector)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "{",
+        "\n",
+        "[]\n",
+        "{}\n",
+        "5\n",
+        '{"kind": "spent", "instruction": "ab"}\n',
+        '{"kind": "spent", "instruction": "ab", "event": {"kind": "less"}}\n',
+        '{"kind": "spent", "instruction": "ab", "event": {"kind": "poisson_gaussian"}}\n',
+    ],
+)
+def test_a_damaged_spend_ledger_refuses(federate, unreadable, damage):
+    federation = federate()
+    federation.spend_path.write_text(damage)
+    with pytest.raises(RefusalError) as caught:
+        federation.device.accept(federation.instruction())
+    assert caught.value.rule == "spend_ledger"
+    assert federation.spend_path.read_text() == damage
+
+
+def test_a_spend_ledger_that_is_no_text_or_no_file_refuses(federate, unreadable):
+    federation = federate()
+    federation.spend_path.write_bytes(b"\xff\xfe")
+    with pytest.raises(RefusalError, match="spend_ledger"):
+        federation.device.accept(federation.instruction())
+    federation.spend_path.unlink()
+    federation.spend_path.mkdir()
+    with pytest.raises(RefusalError, match="spend_ledger"):
+        federation.device.accept(federation.instruction())
+
+
+def test_a_spend_of_unknown_kind_refuses(federate, unreadable):
+    federation = federate()
+    event = event_to_dict(round_event(federation.config))
+    line = {"kind": "spend", "instruction": "ab", "event": event}
+    federation.spend_path.write_text(json.dumps(line) + "\n")
+    with pytest.raises(RefusalError, match="spend_ledger"):
+        federation.device.accept(federation.instruction())
+
+
+def test_without_a_writable_ledger_nothing_is_accepted_or_trained(
+    federate, unreadable, monkeypatch
+):
+    federation = federate()
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RefusalError, match="spend_ledger: cannot be written"):
+        federation.device.accept(federation.instruction())
+    monkeypatch.setattr(fedattn.device, "train_locally", lambda *_: pytest.fail("trained"))
+    with pytest.raises(RefusalError, match="spend_ledger: cannot be written"):
+        federation.device.train(federation.instruction(), federation.vector)
+
+
+def test_the_spend_is_on_disk_before_data_is_read_and_before_training(federate, monkeypatch):
+    federation = federate()
+    instruction = federation.instruction()
+    federation.device.accept(instruction)
+    seen, synced, true_fsync = [], [], os.fsync
+    true_records = fedattn.device._records
+
+    def look(stage):
+        seen.append((stage, read_line(federation.spend_path)[-1]["kind"], bool(synced)))
+
+    def records(*args):
+        look("read")
+        return true_records(*args)
+
+    def train(*args):
+        look("train")
+        return fedattn.train.train_locally(*args)
+
+    monkeypatch.setattr(os, "fsync", lambda handle: (synced.append(handle), true_fsync(handle)))
+    monkeypatch.setattr(fedattn.device, "_records", records)
+    monkeypatch.setattr(fedattn.device, "train_locally", train)
+    federation.device.train(instruction, federation.vector)
+    assert seen == [("read", "spent", True), ("train", "spent", True)]
+    line = read_line(federation.spend_path)[-1]
+    assert line["instruction"] == instruction.sha256.hex()
+    assert line["event"] == event_to_dict(instruction.event)
+
+
+@pytest.mark.parametrize("crash", [KeyboardInterrupt, SystemExit])
+def test_a_spend_survives_a_crash_in_training(federate, monkeypatch, crash):
+    federation = federate()
+    federation.device.accept(federation.instruction())
+
+    def die(*_):
+        raise crash
+
+    monkeypatch.setattr(fedattn.device, "train_locally", die)
+    with pytest.raises(crash):
+        federation.device.train(federation.instruction(), federation.vector)
+    restarted = federation.again()
+    assert [event for _, event in restarted._spent() if event] == [round_event(federation.config)]
+    with pytest.raises(RefusalError, match="replay"):
+        restarted.accept(federation.instruction())
+
+
+def fail_to_load(monkeypatch):
+    def fail(*_):
+        raise RuntimeError(CANARY)
+
+    monkeypatch.setattr(fedattn.device, "load_partition", fail)
+
+
+def fail_to_tokenize(monkeypatch):
+    def fail(*_):
+        raise UnicodeEncodeError("utf-8", CANARY, 0, 1, CANARY)
+
+    monkeypatch.setattr(fedattn.device, "tokenize", fail)
+
+
+def fail_to_train(monkeypatch):
+    def fail(model, *_):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(math.nan)  # as if it broke in the midst of a step
+        raise MemoryError(CANARY)
+
+    monkeypatch.setattr(fedattn.device, "train_locally", fail)
+
+
+@pytest.mark.parametrize("failure", [fail_to_load, fail_to_tokenize, fail_to_train])
+def test_a_failure_after_reading_data_leaves_as_noise_and_as_nothing_else(
+    federate, monkeypatch, capfd, caplog, failure
+):
+    federation = federate(model__trainable="all", train__expected_batch_size=2)
+    fedattn.device._tokenized.cache_clear()
+    failure(monkeypatch)
+    federation.device.accept(federation.instruction())
+    result = federation.device.train(federation.instruction(), federation.vector)
+    std = 1.0 * 0.5 / 2 * math.sqrt(2)  # rate 1, sigma 1, C 0.5, divisor 2, two steps
+    n = result.delta.numel()
+    assert abs(float((result.delta.double() / std).square().sum()) - n) < 5 * math.sqrt(2 * n)
+    assert result.event == round_event(federation.config)
+    files = [p.read_bytes() for p in federation.device.folder.rglob("*") if p.is_file()]
+    out, err = capfd.readouterr()
+    for place in (repr(result), out, err, caplog.text, *map(repr, files)):
+        assert "hunter2" not in place
+
+
+def test_a_conversation_that_cannot_be_tokenised_does_not_take_others_with_it(
+    federate, monkeypatch
+):
+    federation = federate()
+    tokenizer, true_tokenize = Tokenizer(257), fedattn.device.tokenize
+    own = load_partition(federation.config.data).train[0]
+    assert len(own) > 2
+    expected = true_tokenize(own[:1] + own[2:], tokenizer, 512)
+
+    def fail(dialogues, *rest):
+        if own[1] in dialogues:
+            raise RuntimeError(CANARY)
+        return true_tokenize(dialogues, *rest)
+
+    monkeypatch.setattr(fedattn.device, "tokenize", fail)
+    assert list(federation.device.records(tokenizer)) == expected
+
+
+def test_noise_after_a_failure_is_not_that_of_the_failed_attempt(federate, monkeypatch):
+    """Steps may have used the first stream: the same noise again would cancel in a difference."""
+    federation = federate(seed=3)
+    streams = []
+
+    def fail(*args):
+        streams.append(args[-1].child("noise").bytes(16))
+        raise MemoryError
+
+    true_noise_only = fedattn.device.noise_only
+
+    def spy(*args):
+        streams.append(args[-1].child("noise").bytes(16))
+        return true_noise_only(*args)
+
+    monkeypatch.setattr(fedattn.device, "train_locally", fail)
+    monkeypatch.setattr(fedattn.device, "noise_only", spy)
+    federation.device.accept(federation.instruction())
+    federation.device.train(federation.instruction(), federation.vector)
+    assert len(set(streams)) == 2
+
+
+def test_training_starts_from_the_given_model_and_no_other(federate):
+    federation = federate()
+    instruction = federation.instruction()
+    federation.device.accept(instruction)
+    other = federation.vector.clone()
+    other[0] += 1
+    with pytest.raises(RefusalError) as caught:
+        federation.device.train(instruction, other)
+    assert caught.value.rule == "model"
+    assert [line["kind"] for line in read_line(federation.spend_path)] == ["accepted"]
+    named = federation.instruction(2, model_sha256=released_sha256(federation.start, other))
+    federation.device.accept(named)
+    federation.device.train(named, other)
+    model, start = installed_start(federation.config.model, None)
+    assert torch.equal(read_vector(model, trainable_names(model, "all")), other)
+    assert start == federation.start
+    federation.device.train(instruction, federation.vector)  # the shared model is as it was
+    assert model_sha256(model) == start
+
+
+def test_a_device_trains_on_its_own_conversations(federate):
+    federation = federate()
+    tokenizer = Tokenizer(257)
+    part = load_partition(federation.config.data)
+    for index, dialogues in enumerate(part.train):
+        records = Device(federation.device.folder, federation.config, index).records(tokenizer)
+        texts = [[tokenizer.decode(turn) for turn in record.turns] for record in records]
+        assert texts == [[turn.text for turn in d.turns] for d in dialogues]
+    assert sum(map(len, part.train)) > 0
+
+
+def test_an_unseeded_device_never_repeats_its_noise_and_a_seeded_one_does(federate):
+    def delta_of(federation):
+        federation.device.accept(federation.instruction())
+        return federation.device.train(federation.instruction(), federation.vector).delta
+
+    assert not federate().device.randomness("train").is_seeded
+    assert not torch.equal(delta_of(federate()), delta_of(federate()))
+    assert torch.equal(delta_of(federate(seed=1)), delta_of(federate(seed=1)))
+    device = federate(seed=1).device
+    other = Device(device.folder, device.config, 1)
+    assert other.randomness("train").bytes(8) != device.randomness("train").bytes(8)
+
+
+def test_the_identity_is_made_once_and_kept(federate):
+    federation = federate()
+    first = federation.device.identity.public_bytes
+    assert federation.again().identity.public_bytes == first
+    assert federation.device.folder.joinpath("identity.pem").stat().st_mode & 0o077 == 0
+
+
+def test_a_refusal_holds_a_rule_and_no_number_of_this_device(federate, unreadable):
+    federation = federate(privacy__epsilon_budget=0.5)
+    with pytest.raises(RefusalError) as caught:
+        federation.device.accept(federation.instruction())
+    assert str(caught.value) == "budget: epsilon would pass 0.5"
+    stranger = replace(federation.instruction(), roster=())
+    with pytest.raises(RefusalError) as caught:
+        federation.device.accept(stranger)
+    assert str(caught.value) == "roster: must list this device exactly once"
