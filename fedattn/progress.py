@@ -36,6 +36,7 @@ class Live:
             TextColumn("{task.fields[spent]}"),
             TextColumn("ETA {task.fields[eta]}"),
             console=self._console,
+            transient=True,
         )
         self._task = self._progress.add_task(
             "loading", total=None, clients="data and model", spent="", eta="-:--"
@@ -92,6 +93,7 @@ class Live:
         """Print the round's line."""
         self._epsilon = summary.epsilon
         self._rounds_done = summary.round
+        self._progress.update(self._task, spent=f"epsilon {_epsilon(summary.epsilon)}")
         quality = (
             ""
             if summary.validation_bpb is None
@@ -135,7 +137,7 @@ def print_result(result: Simulation) -> None:
     table.add_row(
         "privacy spent", f"epsilon {_epsilon(totals.epsilon)}{budget}, delta {totals.delta:g}"
     )
-    table.add_row("protects", unit)
+    table.add_row("protects", "nothing" if unit == "none" else f"one {unit}")
     if quality.bpb_before is not None and quality.bpb_after is not None:
         table.add_row(
             "bits per byte",
