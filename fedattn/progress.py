@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import shutil
 import signal
+import sys
 import time
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -150,15 +152,21 @@ def print_result(result: Simulation) -> None:
         table.add_row(f"sample {number}", Text(f"{said}\n> {now}"))
     table.add_row("time", f"{result.wall_s:.0f} s")
     table.add_row("run", str(result.run_dir))
-    table.add_row(
-        "audit",
-        Text(
-            f"fedattn audit {result.run_dir} --server-key {result.server_fingerprint}",
-            overflow="fold",
-        ),
-    )
     notes = [Text(note, style="bold red") for note in report.notes]
     console.print(Panel(Group(*notes, table), title=f"fedattn: {report.config['name']}"))
+    # Outside the panel and unbroken, so that it can be copied.
+    console.print("audit it with", style="dim")
+    console.print(
+        f"{_command()} audit {result.run_dir} --server-key {result.server_fingerprint}",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )
+
+
+def _command() -> str:
+    """How this person can call fedattn: by name if it is on the path, else as it was called."""
+    return "fedattn" if shutil.which("fedattn") else sys.argv[0]
 
 
 def _epsilon(value: float) -> str:
