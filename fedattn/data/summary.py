@@ -57,7 +57,7 @@ def inspect(config: DataConfig, *, skip_bad: bool = False) -> Summary:
     limit = config.max_reply_bytes
     replies = [_reply_bytes(part, limit) for part in parts.train]
     clients = [
-        _share(f"client {index}", part, len(sizes))
+        _share(f"client {index + 1}", part, len(sizes))
         for index, (part, sizes) in enumerate(zip(parts.train, replies, strict=True))
     ]
     trained = [dialogue for part in parts.train for dialogue in part]

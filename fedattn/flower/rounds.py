@@ -118,7 +118,7 @@ class RoundRunner:
         self.current_stage, members = stage, list(members)
         index_of = {self.nodes[index - 1]: index for index in members}
         round_ = instruction.round
-        waiting = set(
+        waiting = dict.fromkeys(  # a set that keeps the order of the roster
             self.grid.push_messages(
                 self.grid.create_message(
                     content(index), wire.STAGES[stage], self.nodes[index - 1], str(round_)
@@ -132,7 +132,7 @@ class RoundRunner:
             arrived = 0
             for reply in self.grid.pull_messages(list(waiting)):
                 arrived += 1
-                waiting.discard(reply.metadata.reply_to_message_id)
+                waiting.pop(reply.metadata.reply_to_message_id, None)
                 index = index_of[reply.metadata.src_node_id]
                 problem = self._take(index, reply, accept)
                 if problem is None:

@@ -110,8 +110,8 @@ def test_inspect_counts_a_file(tmp_path):
     assert (summary.read, summary.kept, summary.people) == (10, 10, 20)
     assert summary.skipped == {"wrong_type": 1}
     assert [share.name for share in summary.shares] == [
-        "client 0",
         "client 1",
+        "client 2",
         "train",
         "validation",
         "test",
