@@ -113,13 +113,16 @@ def audit(
     roster: Annotated[
         Path | None, typer.Option(help="Pinned identity keys of the devices, one a line.")
     ] = None,
+    authority: Annotated[
+        Path | None, typer.Option(help="Pinned certificate of the federation's authority (PEM).")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a run's ledger and report, recomputing every epsilon. Needs neither torch nor flwr."""
     from fedattn.audit import audit as check
     from fedattn.audit import audit_table
 
-    result = check(run, server_key=server_key, roster=roster)
+    result = check(run, server_key=server_key, roster=roster, authority=authority)
     if as_json:
         typer.echo(json.dumps(result.to_json()))
     else:

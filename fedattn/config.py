@@ -13,15 +13,29 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
 
-from fedattn.errors import ConfigError
+from fedattn import modulus
+from fedattn.errors import ConfigError, UpdateError
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Stage = Literal["advertise", "share", "upload", "confirm", "unmask"]
+
+
+def _bits(value: object) -> object:
+    if value == "auto" or (type(value) is int and 8 <= value <= 32):
+        return value
+    raise ValueError("must be `auto` or a whole number in 8..32")
 
 
 class Section(BaseModel):
@@ -141,7 +155,8 @@ class SecAggConfig(Section):
     max_colluding: Annotated[int, Field(ge=0)] = 0  # clients that may share all with the server
     clip_range: Positive = 0.5  # each coordinate of an update is clipped to [-r, r]
     grid_scale: Positive = 1048576.0  # grid steps per unit
-    modulus_bits: Literal[32] = 32
+    # The sum is taken modulo 2^this; `auto`: the fewest bits in 8..32 that it cannot wrap
+    modulus_bits: Annotated[int | Literal["auto"], PlainValidator(_bits)] = "auto"
     stage_timeout_s: Positive = 600.0  # a client silent for longer at one stage has dropped out
 
 
@@ -192,13 +207,10 @@ class Config(Section):
                 f"secagg.threshold {t} must satisfy 2t > n + c = {n + c}, or two disjoint "
                 f"quorums could unmask; use {(n + c) // 2 + 1} or more"
             )
-        # as Codec.check_no_wrap counts: rounding up adds a step to each client's coordinate
-        largest = n * (self.secagg.clip_range * self.secagg.grid_scale // 1 + 1)
-        if largest >= 2.0**31:
-            raise ValueError(
-                f"secagg: clients * (clip_range * grid_scale + 1) = {largest:g} must be below "
-                "2^31, or the sum would wrap; lower grid_scale or clip_range"
-            )
+        try:
+            _ = self.modulus_bits
+        except UpdateError as error:
+            raise ValueError(f"secagg: {error}") from None
         for fault in self.faults:
             if fault.round > self.train.rounds:
                 raise ValueError(
@@ -212,6 +224,16 @@ class Config(Section):
     def is_private(self) -> bool:
         """Whether a privacy guarantee holds at all: noise, and no seed anyone could repeat."""
         return self.privacy.unit != "none" and self.seed is None
+
+    @property
+    def modulus_bits(self) -> int:
+        """b: a round's sum is taken modulo 2^b, `secagg.modulus_bits` with `auto` resolved."""
+        secagg = self.secagg
+        bound = modulus.clipped_bound(self.data.clients, secagg.clip_range, secagg.grid_scale)
+        if secagg.modulus_bits == "auto":
+            return modulus.required_bits(bound)
+        modulus.require_bits(secagg.modulus_bits, bound)
+        return secagg.modulus_bits
 
     def canonical_json(self) -> str:
         """The config as JSON with sorted keys: what is hashed, signed and audited."""

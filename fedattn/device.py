@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 
 from torch import Tensor
 
 from fedattn.batches import Record, tokenize
+from fedattn.certificates import load_roster, split_pem, verify_member
 from fedattn.checkpoint import model_sha256, released_sha256, start_model, write_vector
 from fedattn.config import Config, DataConfig, ModelConfig
 from fedattn.data import Dialogue, Partition, load_dialogues, partition
@@ -46,11 +48,44 @@ class Device:
             SigningKey.generate(self.randomness("identity")).save(path)
         return SigningKey.load(path)
 
+    @property
+    def certificate(self) -> bytes:
+        """The authority's certificate of this device (PEM)."""
+        path = self.folder / "certificate.pem"
+        if not path.exists():
+            raise RefusalError("certificate", "this device has none; join a federation")
+        return path.read_bytes()
+
     def randomness(self, *labels: str) -> Randomness:
         """OS entropy; in a seeded run a stream of this device and these labels."""
         if self.config.seed is None:
             return Randomness.from_os()
         return Randomness.seeded(self.config.seed, "device", str(self.index), *labels)
+
+    def join(self, certificate: bytes, authority: bytes) -> None:
+        """Pin the federation's authority and keep this device's certificate (both PEM).
+
+        ProtocolError("certificate.*") unless the authority certified this device's own key.
+        """
+        certified = verify_member(certificate, authority, at=datetime.now(UTC))
+        if certified != self.identity.public_bytes:
+            raise RefusalError("certificate", "is for another key than this device's")
+        (self.folder / "authority.pem").write_bytes(authority)
+        (self.folder / "certificate.pem").write_bytes(certificate)
+
+    def meet(self, certificates: bytes) -> None:
+        """Remember the other members' certificates (PEM, one after another), verified.
+
+        ProtocolError("certificate.*") if the pinned authority did not issue one of them.
+        """
+        self._certified(certificates)
+        (self.folder / "members.pem").write_bytes(certificates)
+
+    def _certified(self, certificates: bytes) -> tuple[bytes, ...]:
+        pinned = self.folder / "authority.pem"
+        if not pinned.exists():
+            raise RefusalError("authority", "none is pinned on this device; join a federation")
+        return load_roster(split_pem(certificates), pinned.read_bytes(), at=datetime.now(UTC))
 
     def accept(self, instruction: Instruction) -> int:
         """This device's place in the roster (1..n), or RefusalError naming the violated rule."""
@@ -64,6 +99,10 @@ class Device:
         key = self.identity.public_bytes
         if instruction.roster.count(key) != 1:
             raise RefusalError("roster", "must list this device exactly once")
+        members = self.folder / "members.pem"
+        certified = self._certified(members.read_bytes()) if members.exists() else ()
+        if not set(instruction.roster) <= set(certified):
+            raise RefusalError("certified", "the roster lists a key without a certificate")
         if len(instruction.roster) < own.secagg.threshold:
             raise RefusalError("cohort", f"below this device's threshold {own.secagg.threshold}")
         if instruction.start_sha256 != installed_start(own.model, own.seed)[1]:

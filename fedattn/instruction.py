@@ -66,13 +66,14 @@ class Instruction:
             threshold=secagg.threshold,
             max_colluding=secagg.max_colluding,
             dimension=self.dimension,
-            modulus_bits=secagg.modulus_bits,
+            modulus_bits=self.config.modulus_bits,
         )
 
     @property
     def codec(self) -> Codec:
         """The codec that this instruction sets."""
-        return Codec(self.config.secagg.clip_range, self.config.secagg.grid_scale)
+        secagg = self.config.secagg
+        return Codec(secagg.clip_range, secagg.grid_scale, self.config.modulus_bits)
 
     @classmethod
     def parse(cls, document: bytes) -> Instruction:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -17,6 +17,9 @@ from fedattn.errors import EXIT_ABORTED, EXIT_BUDGET, EXIT_INTERRUPTED, EXIT_OK,
 from fedattn.randomness import Randomness
 from fedattn.report import Report, read_report
 from fedattn.signing import SigningKey, fingerprint
+
+if TYPE_CHECKING:
+    from fedattn.device import Device
 
 _EXITS = {
     "completed": EXIT_OK,
@@ -88,6 +91,29 @@ def server_key(config: Config, run_dir: Path) -> Path:
     return path
 
 
+def found_federation(devices: Sequence[Device], folder: Path) -> Path:
+    """Make an authority in `folder`, have it certify every device, and let each pin it.
+
+    Returns the path of its certificate, which an auditor may pin. The authority's key stays in
+    `folder`: in a simulation one party plays everybody, and the report says so.
+    """
+    from fedattn.certificates import certify, make_authority, make_request
+
+    at, seed = datetime.now(UTC), devices[0].config.seed
+    stream = Randomness.from_os() if seed is None else Randomness.seeded(seed, "authority")
+    authority = make_authority(stream, "simulated-authority", at=at, valid_days=365)
+    folder.mkdir(parents=True)
+    authority.key.save(folder / "authority-key.pem")
+    path = folder / "authority.pem"
+    path.write_bytes(authority.certificate)
+    for device in devices:
+        name = f"client-{device.index + 1}"
+        request = make_request(device.identity, name)
+        certificate = certify(authority, request, name, stream, at=at, valid_days=365)
+        device.join(certificate, authority.certificate)
+    return path
+
+
 def simulate(
     config: Config, run_dir: Path, *, observer: object = None, taps: Sequence[Any] = ()
 ) -> Simulation:
@@ -112,7 +138,9 @@ def simulate(
     policy.parent.mkdir()
     policy.write_text(config.canonical_json())
     folders = [run_dir / "devices" / f"client-{i + 1}" for i in range(config.data.clients)]
-    keys = [Device(folder, config, i).identity.public_bytes for i, folder in enumerate(folders)]
+    devices = [Device(folder, config, i) for i, folder in enumerate(folders)]
+    authority = found_federation(devices, run_dir / "authority")
+    keys = [device.identity.public_bytes for device in devices]
     (run_dir / "roster.txt").write_text(
         "# identity public keys of the devices; an auditor pins a copy obtained elsewhere\n"
         + "".join(f"{key.hex()}\n" for key in keys)
@@ -132,6 +160,7 @@ def simulate(
         "config-json": config.canonical_json(),
         "run-dir": str(run_dir),
         "server-key": str(key_path),
+        "authority": str(authority),
     }
     server_app(grid, Context(grid.run.run_id, 1, {}, RecordDict(), run_config))
     return Simulation(run_dir, read_report(run_dir), fingerprint_, time.monotonic() - began)

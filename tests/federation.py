@@ -8,6 +8,8 @@ from typing import Any
 
 from fedattn import device
 from fedattn.config import Config, config_from_dict
+from fedattn.device import Device
+from fedattn.simulate import found_federation
 
 WORDS = [
     "red",
@@ -88,3 +90,12 @@ def tiny(path: Path, **changes: Any) -> Config:
     for key, value in changes.items():
         raw[key] = {**raw[key], **value} if isinstance(value, dict) and key in raw else value
     return config_from_dict(raw)
+
+
+def certified(devices: list[Device], folder: Path) -> tuple[bytes, bytes]:
+    """Found a federation of `devices` that have met; its authority's certificate and theirs."""
+    authority = found_federation(devices, folder / "authority").read_bytes()
+    certificates = b"".join(each.certificate for each in devices)
+    for each in devices:
+        each.meet(certificates)
+    return authority, certificates

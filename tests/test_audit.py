@@ -69,8 +69,8 @@ def test_a_good_run_passes_every_check_under_its_pins(good: Path, tmp_path: Path
     result = audit(good, server_key=PIN, roster=roster)
     assert result.ok, result.verdict
     assert result.verdict == VERIFIED
-    assert [finding.number for finding in result.findings] == list(range(1, 20))
-    assert "pinned roster, which knows 4 of 4" in result.findings[11].detail
+    assert [finding.number for finding in result.findings] == list(range(1, 21))
+    assert "pinned roster, which knows 4 of 4" in result.findings[12].detail
     assert result.findings[9].detail == "4 recomputed"
     assert result.epsilon == result.claims[0].epsilon > 0
     json.dumps(result.to_json(), allow_nan=False)
@@ -211,7 +211,7 @@ def test_a_server_that_invents_devices_fails_the_pinned_roster(tmp_path: Path) -
     assert audit(forged, server_key=PIN).ok
     result = audit(forged, server_key=PIN, roster=roster)
     assert failed(result) == {"co-signatures"}
-    assert "knows 0 of 4" in result.findings[11].detail
+    assert "knows 0 of 4" in result.findings[12].detail
 
 
 @pytest.mark.parametrize("where", ["totals", "accountants", "claims"])
@@ -390,7 +390,7 @@ def test_the_table_shows_every_finding(run: Path) -> None:
     out = StringIO()
     Console(file=out, width=150).print(audit_table(audit(run)))
     assert out.getvalue().count("FAILED") == 1
-    assert "failed: 13 models" in out.getvalue()
+    assert "failed: 14 models" in out.getvalue()
 
 
 def test_an_audit_imports_neither_torch_nor_opacus_nor_flwr(good: Path) -> None:

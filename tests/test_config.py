@@ -97,8 +97,19 @@ def test_the_base_of_these_tests_is_valid():
         ),
         (
             {"secagg__clip_range": 1024.0},
-            ["8.58993e+09 must be below 2^31", "lower grid_scale or clip_range"],
+            [
+                "secagg: clients * (clip_range * grid_scale + 1) = 8589934600 must be below 2^31",
+                "= 2147483648, or the sum would wrap; lower grid_scale or clip_range",
+            ],
         ),
+        (
+            {"secagg__modulus_bits": 16},
+            [
+                "= 4194312 must be below 2^15 = 32768, or the sum would wrap",
+                "lower grid_scale or clip_range, or use modulus_bits 24",
+            ],
+        ),
+        ({"secagg__clip_range": 1e200, "secagg__grid_scale": 1e200}, ["= inf must be below 2^31"]),
         ({"faults": [{"round": 9, "clients": 1}]}, ["faults: round 9 is above train.rounds 8"]),
         (
             {"faults": [{"round": 1, "clients": 9}]},
@@ -162,7 +173,11 @@ def test_unknown_key_is_named_wherever_it_is(changes, key):
         ({"privacy__clip_norm": -1}, "privacy.clip_norm is -1"),
         ({"privacy__delta": 1}, "privacy.delta is 1"),
         ({"privacy__unit": "message"}, "privacy.unit is 'message'"),
-        ({"secagg__modulus_bits": 16}, "secagg.modulus_bits is 16"),
+        ({"secagg__modulus_bits": 7}, "secagg.modulus_bits is 7"),
+        ({"secagg__modulus_bits": 33}, "secagg.modulus_bits is 33"),
+        ({"secagg__modulus_bits": 16.0}, "secagg.modulus_bits is 16.0"),
+        ({"secagg__modulus_bits": True}, "secagg.modulus_bits is True"),
+        ({"secagg__modulus_bits": "16"}, "secagg.modulus_bits is '16'"),
         ({"data__test_share": 1.0}, "data.test_share is 1.0"),
         ({"data__min_turns": 1}, "data.min_turns is 1"),
         ({"data__thin": {"ann": 0.0}}, "data.thin.ann is 0.0"),
@@ -238,6 +253,35 @@ def test_odd_yaml_is_a_config_error(text):
 def test_a_config_that_the_codec_would_refuse_is_refused():
     with pytest.raises(ConfigError):
         parse_config(TEXT, ["secagg.clip_range=1.0", "secagg.grid_scale=268435455.5"])
+
+
+@pytest.mark.parametrize(
+    ("clients", "grid_scale", "bits"),
+    [
+        (8, 1048576.0, 24),
+        (8, 1.0, 8),
+        (15, 14.0, 8),  # 15 * (7 + 1) = 120
+        (16, 14.0, 9),  # 128
+        (100, 652.0, 16),  # 32,700
+        (100, 654.0, 17),  # 32,800
+        (8, 536870900.0, 32),
+    ],
+)
+def test_auto_is_the_fewest_bits_that_cannot_wrap(clients, grid_scale, bits):
+    raw = changed(data__clients=clients, secagg__grid_scale=grid_scale, secagg__threshold=clients)
+    config = config_from_dict(raw)
+    assert (config.secagg.modulus_bits, config.modulus_bits) == ("auto", bits)
+    assert '"modulus_bits":"auto"' in config.canonical_json()
+    raw["secagg"]["modulus_bits"] = bits
+    assert config_from_dict(raw).modulus_bits == bits
+    if bits > 8:
+        raw["secagg"]["modulus_bits"] = bits - 1
+        assert f"or use modulus_bits {bits}" in refusal(raw)
+
+
+def test_more_bits_than_needed_are_taken():
+    assert parse_config(TEXT, ["secagg.modulus_bits=32"]).modulus_bits == 32
+    assert parse_config(TEXT, ["secagg.modulus_bits=auto"]).modulus_bits == 24
 
 
 @pytest.mark.parametrize("seed", [1 << 64, 1 << 300, -(1 << 300)])

@@ -20,9 +20,8 @@ from fedattn.instruction import Instruction
 from fedattn.model import trainable_names
 from fedattn.privacy.accountants import spend
 from fedattn.privacy.events import NoNoise, PoissonGaussian, event_to_dict, round_event
-from fedattn.randomness import Randomness
-from fedattn.signing import SigningKey
 from fedattn.tokens import Tokenizer
+from tests.federation import certified
 
 CANARY = "canary: my password is hunter2"
 
@@ -37,8 +36,9 @@ class Federation:
     def __init__(self, folder, config):
         self.config = config
         self.device = Device(folder / "device-0", config, 0)
-        peers = [SigningKey.generate(Randomness.seeded(i)).public_bytes for i in (1, 2)]
-        self.roster = (self.device.identity.public_bytes, *peers)
+        members = [self.device, *(Device(folder / f"device-{i}", config, i) for i in (1, 2))]
+        self.authority, self.certificates = certified(members, folder)
+        self.roster = tuple(member.identity.public_bytes for member in members)
         model, self.start = installed_start(config.model, config.seed)
         self.vector = read_vector(model, trainable_names(model, config.model.trainable))
         self.spend_path = folder / "device-0" / "spend.jsonl"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fedattn import device
 from fedattn.audit import audit
 from fedattn.checkpoint import load_model, read_vector, released_sha256, start_model
 from fedattn.entries import Abort, Close, Intent, Open, Release
@@ -49,6 +50,7 @@ def test_a_run_leaves_a_ledger_a_model_and_a_report_that_audit_accepts(data, tmp
         result.run_dir,
         server_key=result.server_fingerprint,
         roster=result.run_dir / "roster.txt",
+        authority=result.run_dir / "authority" / "authority.pem",
     )
     assert checked.ok, [finding for finding in checked.findings if not finding.ok]
     shown = result.to_json()
@@ -216,3 +218,29 @@ def test_an_existing_run_is_never_overwritten(data, tmp_path):
     (tmp_path / "run").mkdir()
     with pytest.raises(RunError, match=r"exists; choose another --out"):
         new_run_dir(tiny(data), tmp_path / "run")
+
+
+def test_devices_of_another_authority_are_left_out_and_audit_finds_them(data, tmp_path):
+    first, second = run(tiny(data), tmp_path / "a"), run(tiny(data), tmp_path / "b")
+    foreign = second.run_dir / "authority" / "authority.pem"
+    checked = audit(first.run_dir, server_key=first.server_fingerprint, authority=foreign)
+    assert [finding.check for finding in checked.findings if not finding.ok] == ["certificates"]
+    (first.run_dir / "certificates.pem").write_bytes(b"")
+    own = first.run_dir / "authority" / "authority.pem"
+    checked = audit(first.run_dir, server_key=first.server_fingerprint, authority=own)
+    assert [finding.check for finding in checked.findings if not finding.ok] == ["certificates"]
+    assert "4 of 4 devices have no certificate" in str(checked.findings)
+
+
+def test_a_device_that_pins_no_authority_takes_no_part(data, tmp_path, monkeypatch):
+    original = device.Device.join
+
+    def forgetful(self, certificate, authority):
+        if self.index != 1:
+            original(self, certificate, authority)
+
+    monkeypatch.setattr(device.Device, "join", forgetful)
+    result = run(tiny(data, train={"rounds": 1}), tmp_path)
+    assert [body.survivors for body in bodies(result.run_dir, Release)] == [3]
+    assert len(bodies(result.run_dir, Open)[0].roster) == 3
+    assert audit(result.run_dir, server_key=result.server_fingerprint).ok

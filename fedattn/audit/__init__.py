@@ -65,15 +65,20 @@ class AuditResult:
 
 
 def audit(
-    run_dir: Path, *, server_key: str | None = None, roster: Path | None = None
+    run_dir: Path,
+    *,
+    server_key: str | None = None,
+    roster: Path | None = None,
+    authority: Path | None = None,
 ) -> AuditResult:
     """Run every check on a finished run.
 
-    `server_key` is the fingerprint the auditor pinned; `roster` a file of pinned device keys.
+    What the auditor pinned: `server_key`, a fingerprint; `roster`, a file of device keys;
+    `authority`, the certificate of the federation's CA.
     RunError or LedgerError if there is nothing to judge: no run, an unfinished or newer one, a
     torn or unreadable ledger, bad pins.
     """
-    evidence = gather(run_dir, server_key=server_key, roster=roster)
+    evidence = gather(run_dir, server_key=server_key, roster=roster, authority=authority)
     findings = []
     for number, (name, check) in enumerate(CHECKS, start=1):
         try:

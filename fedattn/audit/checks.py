@@ -20,6 +20,7 @@ CHECKS: Sequence[tuple[str, Callable[[Evidence], str]]] = (
     ("events", ledger.events),
     ("instructions", ledger.instructions),
     ("survivors", ledger.survivors),
+    ("certificates", ledger.certificates),
     ("co-signatures", ledger.cosignatures),
     ("models", report.models),
     ("epsilon", report.epsilon),

@@ -49,6 +49,7 @@ class Evidence:
     signature_bytes: bytes | None
     server_pin: str | None  # fingerprint
     roster_pins: frozenset[str] | None  # public keys or fingerprints
+    authority: bytes | None = None  # the pinned CA's certificate, PEM
 
     @cached_property
     def report(self) -> Report:
@@ -128,7 +129,13 @@ class Evidence:
         return spend(self.events, self.config.privacy.delta)
 
 
-def gather(run_dir: Path, *, server_key: str | None, roster: Path | None) -> Evidence:
+def gather(
+    run_dir: Path,
+    *,
+    server_key: str | None,
+    roster: Path | None,
+    authority: Path | None = None,
+) -> Evidence:
     """Read a finished run.
 
     RunError: no run here, a run that did not finish, a report of a newer format, bad pins.
@@ -152,6 +159,7 @@ def gather(run_dir: Path, *, server_key: str | None, roster: Path | None) -> Evi
         signature_bytes=_read(signature_path) if signature_path.exists() else None,
         server_pin=pin,
         roster_pins=pins,
+        authority=None if authority is None else _read(authority),
     )
     _refuse_newer_report(evidence.report_bytes, where=str(report_path))
     return evidence

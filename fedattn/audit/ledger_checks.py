@@ -6,6 +6,7 @@ Each returns its detail or raises CheckFailedError with what it found.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 
 import fedattn
 from fedattn.audit.evidence import Evidence, is_pinned, require
@@ -13,6 +14,8 @@ from fedattn.entries import Abort, Close, Intent, Open, Release
 from fedattn.ledger import GENESIS
 from fedattn.privacy.events import round_event
 from fedattn.signing import fingerprint
+
+CERTIFICATES_FILE = "certificates.pem"  # of the members, in the run directory
 
 
 def server_key(e: Evidence) -> str:
@@ -123,6 +126,21 @@ def survivors(e: Evidence) -> str:
         distinct = len(set(release.survivor_commitments))
         require(distinct == count, f"{where}: {distinct} commitments for {count} survivors")
     return f"{len(e.releases)} releases"
+
+
+def certificates(e: Evidence) -> str:
+    """The pinned authority had certified every device of the roster when the run began."""
+    if e.authority is None:
+        return "no authority pinned: the server may have invented devices"
+    from fedattn.certificates import load_roster, split_pem
+
+    path = e.run_dir / CERTIFICATES_FILE
+    require(path.is_file(), f"{CERTIFICATES_FILE} is missing")
+    began = datetime.fromisoformat(e.entries[0].at)
+    certified = set(load_roster(split_pem(path.read_bytes()), e.authority, at=began))
+    unknown = [key for key in e.opened.roster if bytes.fromhex(key) not in certified]
+    require(not unknown, f"{len(unknown)} of {len(e.opened.roster)} devices have no certificate")
+    return f"{len(e.opened.roster)} devices certified by the pinned authority"
 
 
 def cosignatures(e: Evidence) -> str:

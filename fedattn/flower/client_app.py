@@ -58,8 +58,18 @@ def _guarded(handler: _Handler) -> _Handler:
 @app.query("enroll")
 @_guarded
 def enroll(message: Message, context: Context) -> Message:
-    """Reply with the device's public identity key."""
-    return Message(wire.pack(key=device_of(context).identity.public_bytes), reply_to=message)
+    """Reply with the device's public identity key and the authority's certificate of it."""
+    device = device_of(context)
+    content = wire.pack(key=device.identity.public_bytes, certificate=device.certificate)
+    return Message(content, reply_to=message)
+
+
+@app.query("members")
+@_guarded
+def members(message: Message, context: Context) -> Message:
+    """Verify the other members' certificates under the pinned authority and remember them."""
+    device_of(context).meet(wire.field(message, "certificates"))
+    return Message(wire.pack(), reply_to=message)
 
 
 @app.query("advertise")

@@ -1,6 +1,7 @@
 """The ServerApp: enrols devices, keeps the ledger, runs rounds, measures, reports.
 
-`run_config` names the run: `config-json` (canonical config) and `run-dir`. The order is the
+`run_config` names the run: `config-json` (canonical config), `run-dir`, `server-key` and
+`authority` (the CA's certificate). The order is the
 guarantee: a round's intent is on disk before anyone is contacted, and its cost is composed on
 top of what is spent before the intent is written.
 """
@@ -30,8 +31,8 @@ from fedattn.config import Config, config_from_json
 from fedattn.data import Dialogue, describe
 from fedattn.device import load_partition
 from fedattn.entries import AbortReason, Outcome
-from fedattn.errors import ProtocolError, ThresholdError, UpdateError
-from fedattn.flower import wire
+from fedattn.errors import UpdateError
+from fedattn.flower.enrolment import enrol
 from fedattn.flower.observer import Observer, RoundSummary, SilentObserver
 from fedattn.flower.rounds import RoundAbortedError, RoundResult, RoundRunner
 from fedattn.generate import OPENERS, Quality, bits_per_byte, choose_pairs, reply_to
@@ -42,7 +43,7 @@ from fedattn.privacy.accountants import spend, would_pass
 from fedattn.privacy.events import Event, event_to_dict, round_event
 from fedattn.randomness import Randomness
 from fedattn.report import build_report, write_report
-from fedattn.signing import PUBLIC_KEY_BYTES, SigningKey
+from fedattn.signing import SigningKey
 from fedattn.tokens import Tokenizer
 
 app = ServerApp()
@@ -57,15 +58,24 @@ def main(grid: Grid, context: Context) -> None:
     config = config_from_json(str(context.run_config["config-json"]))
     observer: Observer = getattr(grid, "observer", SilentObserver())
     key = SigningKey.load(Path(str(context.run_config["server-key"])))
-    Training(grid, config, Path(str(context.run_config["run-dir"])), key, observer).run()
+    authority = Path(str(context.run_config["authority"])).read_bytes()
+    run_dir = Path(str(context.run_config["run-dir"]))
+    Training(grid, config, run_dir, key, authority, observer).run()
 
 
 class Training:
     """One run: what the server knows and decides between rounds."""
 
     def __init__(
-        self, grid: Grid, config: Config, run_dir: Path, key: SigningKey, observer: Observer
+        self,
+        grid: Grid,
+        config: Config,
+        run_dir: Path,
+        key: SigningKey,
+        authority: bytes,
+        observer: Observer,
     ) -> None:
+        self.authority = authority
         self.grid, self.config, self.run_dir, self.observer = grid, config, run_dir, observer
         self.key = key
         self.model = start_model(config.model, seed=config.seed)  # its own, not the devices'
@@ -101,7 +111,7 @@ class Training:
         if not test:
             self.observer.note("no held-out conversation: quality is not measured")
         self.replies_before = self._replies()
-        nodes, self.roster = self._enrol()
+        nodes, self.roster = enrol(self.grid, self.config, self.authority, self.run_dir)
         with Ledger.create(self.run_dir / LEDGER_FILE, self.key) as self.ledger:
             self._open()
             self.observer.started(self.config.train.rounds, len(nodes), before.bpb)
@@ -216,30 +226,6 @@ class Training:
         """Salted hashes of who survived: checkable by whoever is given a salt, else opaque."""
         keys = [self.roster[index - 1] for index in result.survivors]
         return sorted(sha256(self.randomness.bytes(32) + key).hexdigest() for key in keys)
-
-    def _enrol(self) -> tuple[list[int], tuple[bytes, ...]]:
-        """Nodes in the order of the roster, and their public keys; ThresholdError if too few."""
-        enrolled: list[tuple[int, bytes]] = []
-        nodes = sorted(self.grid.get_node_ids())
-        messages = [self.grid.create_message(wire.pack(), wire.ENROLL, node, "0") for node in nodes]
-        timeout = self.config.secagg.stage_timeout_s
-        for message in self.grid.send_and_receive(messages, timeout=timeout):
-            if message.has_error() or wire.refusal(message) is not None:
-                continue
-            try:
-                key = wire.field(message, "key")
-            except ProtocolError:
-                continue
-            if len(key) == PUBLIC_KEY_BYTES:
-                enrolled.append((message.metadata.src_node_id, key))
-        enrolled.sort()
-        need = self.config.secagg.threshold
-        if len(enrolled) < need or len({key for _, key in enrolled}) < len(enrolled):
-            raise ThresholdError(
-                f"{len(enrolled)} devices enrolled with distinct keys, need {need}; "
-                "start more clients or lower secagg.threshold"
-            )
-        return [node for node, _ in enrolled], tuple(key for _, key in enrolled)
 
     def _open(self) -> None:
         self.ledger.append(

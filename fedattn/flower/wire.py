@@ -2,7 +2,8 @@
 
 Requests (server to client, `message_type` routes them to an action) and their replies:
 
-    query.enroll      -                                     -> key
+    query.enroll      -                                     -> key, certificate
+    query.members     certificates                          -> -
     query.advertise   instruction                           -> message
     query.share       instruction hash, message             -> message
     train.upload      instruction hash, message, model vec. -> message
@@ -26,6 +27,7 @@ from torch import Tensor
 from fedattn.errors import ProtocolError
 
 ENROLL: Final = "query.enroll"
+MEMBERS: Final = "query.members"
 ADVERTISE: Final = "query.advertise"
 SHARE: Final = "query.share"
 UPLOAD: Final = "train.upload"
