@@ -153,6 +153,8 @@ class SecAggConfig(Section):
 
     threshold: Count  # survivors needed to unmask
     max_colluding: Annotated[int, Field(ge=0)] = 0  # clients that may share all with the server
+    dropout_share: Share = 0.05  # of clients that a round must survive losing
+    graph: Literal["auto", "complete"] = "auto"  # auto: random neighbours where they halve masks
     clip_range: Positive = 0.5  # each coordinate of an update is clipped to [-r, r]
     grid_scale: Positive = 1048576.0  # grid steps per unit
     # The sum is taken modulo 2^this; `auto`: the fewest bits in 8..32 that it cannot wrap
@@ -206,6 +208,12 @@ class Config(Section):
             raise ValueError(
                 f"secagg.threshold {t} must satisfy 2t > n + c = {n + c}, or two disjoint "
                 f"quorums could unmask; use {(n + c) // 2 + 1} or more"
+            )
+        left = n - int(self.secagg.dropout_share * n)
+        if t > left:
+            raise ValueError(
+                f"secagg.threshold {t} is above the {left} clients that dropout_share "
+                f"{self.secagg.dropout_share:g} leaves; lower one of them"
             )
         try:
             _ = self.modulus_bits

@@ -10,15 +10,21 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from fedattn.config import Config, config_from_dict
 from fedattn.errors import ProtocolError
 from fedattn.privacy.events import Event, event_from_dict, event_to_dict
-from fedattn.secagg import RoundSpec
+from fedattn.secagg import RoundSpec, graph
 from fedattn.update import Codec
 
 FORMAT = "fedattn-instruction/1"
+
+
+@lru_cache(maxsize=64)
+def _parameters(n: int, colluding: float, dropouts: float, quorum: int) -> tuple[int, int]:
+    return graph.parameters(n, colluding, dropouts, quorum=quorum)
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,7 @@ class Instruction:
     def spec(self) -> RoundSpec:
         """The secure-aggregation round that this instruction sets."""
         secagg = self.config.secagg
+        degree, share_threshold = (0, 0) if secagg.graph == "complete" else self._neighbours
         return RoundSpec(
             instruction_hash=self.sha256,
             round=self.round,
@@ -67,7 +74,18 @@ class Instruction:
             max_colluding=secagg.max_colluding,
             dimension=self.dimension,
             modulus_bits=self.config.modulus_bits,
+            degree=degree,
+            share_threshold=share_threshold,
         )
+
+    @property
+    def _neighbours(self) -> tuple[int, int]:
+        """(k, t) of the cohort, or (0, 0) where the complete graph is cheaper or as cheap."""
+        secagg, n = self.config.secagg, len(self.roster)
+        degree, shares = _parameters(
+            n, secagg.max_colluding / n, secagg.dropout_share, secagg.threshold
+        )
+        return (degree, shares) if degree else (0, 0)
 
     @property
     def codec(self) -> Codec:

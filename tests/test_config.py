@@ -126,6 +126,7 @@ def test_impossible_combination_names_key_value_and_remedy(changes, parts):
 @given(st.integers(1, 40), st.integers(1, 45), st.integers(0, 45))
 def test_the_remedy_for_a_low_threshold_works(n, t, c):
     raw = changed(data__clients=n, secagg__threshold=t, secagg__max_colluding=c)
+    raw["secagg"]["dropout_share"] = 0.0
     if t <= n and c < n and 2 * t > n + c:
         assert config_from_dict(raw).secagg.threshold == t
         return
@@ -269,6 +270,7 @@ def test_a_config_that_the_codec_would_refuse_is_refused():
 )
 def test_auto_is_the_fewest_bits_that_cannot_wrap(clients, grid_scale, bits):
     raw = changed(data__clients=clients, secagg__grid_scale=grid_scale, secagg__threshold=clients)
+    raw["secagg"]["dropout_share"] = 0.0
     config = config_from_dict(raw)
     assert (config.secagg.modulus_bits, config.modulus_bits) == ("auto", bits)
     assert '"modulus_bits":"auto"' in config.canonical_json()
@@ -403,3 +405,11 @@ def test_privacy_is_claimed_without_a_seed_and_with_a_unit_alone():
     none = {"unit": "none", "noise": "none"}
     config: Config = config_from_dict(changed(privacy=none))
     assert not config.is_private
+
+
+def test_a_threshold_above_what_dropouts_leave_is_refused_with_the_remedy():
+    raw = changed(data__clients=40, secagg__threshold=39)
+    raw["secagg"]["dropout_share"] = 0.05
+    assert "threshold 39 is above the 38 clients that dropout_share 0.05 leaves" in refusal(raw)
+    raw["secagg"]["threshold"] = 38
+    assert config_from_dict(raw).secagg.threshold == 38

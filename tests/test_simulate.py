@@ -14,8 +14,10 @@ from fedattn.checkpoint import load_model, read_vector, released_sha256, start_m
 from fedattn.entries import Abort, Close, Intent, Open, Release
 from fedattn.errors import RunError
 from fedattn.flower.observer import SilentObserver
+from fedattn.instruction import Instruction
 from fedattn.ledger import read_ledger
 from fedattn.model import trainable_names
+from fedattn.privacy.events import round_event
 from fedattn.simulate import new_run_dir, simulate
 from tests.federation import conversations, tiny, write
 
@@ -244,3 +246,36 @@ def test_a_device_that_pins_no_authority_takes_no_part(data, tmp_path, monkeypat
     assert [body.survivors for body in bodies(result.run_dir, Release)] == [3]
     assert len(bodies(result.run_dir, Open)[0].roster) == 3
     assert audit(result.run_dir, server_key=result.server_fingerprint).ok
+
+
+@pytest.mark.parametrize("stage", ["advertise", "share", "upload", "confirm", "unmask"])
+def test_a_round_that_all_leave_aborts_at_the_stage_where_they_left(data, tmp_path, stage):
+    config = tiny(data, train={"rounds": 1}, faults=[{"round": 1, "stage": stage, "clients": 4}])
+    result = run(config, tmp_path)
+    aborted = bodies(result.run_dir, Abort)[0]
+    assert (aborted.stage, aborted.reason) == (stage, "threshold")
+
+
+def test_a_large_cohort_masks_with_random_neighbours(tmp_path):
+    data = write(tmp_path / "data.jsonl", conversations())
+    config = tiny(
+        data,
+        data={"clients": 120},
+        train={"rounds": 1, "local_steps": 1},
+        secagg={"threshold": 64, "max_colluding": 6, "dropout_share": 0.05},
+        faults=[{"round": 1, "stage": "upload", "clients": 3}],
+    )
+    result = run(config, tmp_path)
+    assert [body.survivors for body in bodies(result.run_dir, Release)] == [117]
+    assert audit(result.run_dir, server_key=result.server_fingerprint).ok
+    instruction = Instruction(
+        config=config,
+        round=1,
+        start_sha256="00" * 32,
+        model_sha256="00" * 32,
+        dimension=5,
+        ledger_head="00" * 32,
+        roster=tuple(bytes([i]) * 32 for i in range(120)),
+        event=round_event(config),
+    )
+    assert 0 < instruction.spec.share_threshold < instruction.spec.degree < 60

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from flwr.app import Message, RecordDict
@@ -20,6 +20,7 @@ from fedattn.secagg.server import ServerRound
 from fedattn.update import Words
 
 _POLL_S = 0.2
+_PULLED_AT_ONCE = 4  # Flower's HTTP grid inflates every reply of a call before it returns
 
 
 class RoundAbortedError(SecAggError):
@@ -37,7 +38,7 @@ class RoundResult:
     survivors: tuple[int, ...]
     survivors_sha256: bytes
     cosignatures: tuple[bytes, ...]
-    total: Words  # (d,) modulo 2^32
+    total: Words  # (d,) modulo 2^b
 
 
 @dataclass
@@ -69,15 +70,20 @@ class RoundRunner:
         document = wire.pack(instruction=instruction.document)
         self._exchange("advertise", instruction, everyone, lambda _: document, server.advertised)
 
-        keys = server.key_list()
-        content = wire.pack(instruction=name, message=keys)
-        self._exchange("share", instruction, server.advertisers, lambda _: content, server.shared)
+        self._exchange(
+            "share",
+            instruction,
+            server.advertisers,
+            lambda i: wire.pack(instruction=name, message=server.key_list(i)),
+            server.shared,
+        )
 
+        model = wire.pack_model(vector)
         self._exchange(
             "upload",
             instruction,
             server.sharers,
-            lambda i: wire.pack(instruction=name, message=server.mailbox(i), vector=vector),
+            lambda i: wire.pack(instruction=name, message=server.mailbox(i), model=model),
             server.uploaded,
         )
 
@@ -92,10 +98,13 @@ class RoundRunner:
             lambda i, reply: server.confirmed(i, reply, statement),
         )
 
-        signed = server.confirmations()
-        unmask = wire.pack(instruction=name, message=signed)
-        confirmed = tuple(server.confirmation_signatures)
-        self._exchange("unmask", instruction, confirmed, lambda _: unmask, server.revealed)
+        self._exchange(
+            "unmask",
+            instruction,
+            tuple(server.confirmation_signatures),
+            lambda i: wire.pack(instruction=name, message=server.confirmations(i)),
+            server.revealed,
+        )
         return RoundResult(
             survivors=server.survivor_indices,
             survivors_sha256=server.survivors_hash,
@@ -115,22 +124,23 @@ class RoundRunner:
 
         A member that is unavailable, declines, or fails a check is left out and the round goes on.
         """
-        self.current_stage, members = stage, list(members)
-        index_of = {self.nodes[index - 1]: index for index in members}
-        round_ = instruction.round
-        waiting = dict.fromkeys(  # a set that keeps the order of the roster
-            self.grid.push_messages(
-                self.grid.create_message(
-                    content(index), wire.STAGES[stage], self.nodes[index - 1], str(round_)
-                )
-                for index in members
+        members, round_ = list(members), instruction.round
+        if not members:
+            content(0)  # closes the stage before, which raises ThresholdError: nobody was in it
+        messages = [
+            self.grid.create_message(
+                content(index), wire.STAGES[stage], self.nodes[index - 1], str(round_)
             )
-        )
+            for index in members
+        ]
+        self.current_stage = stage  # from here on; what content raised belongs to the one before
+        index_of = {self.nodes[index - 1]: index for index in members}
+        waiting = dict.fromkeys(self.grid.push_messages(messages))  # in the order of the roster
         done, deadline = 0, time.monotonic() + self.timeout_s
         self.observer.stage(round_, stage, 0, len(members))
         while waiting:
             arrived = 0
-            for reply in self.grid.pull_messages(list(waiting)):
+            for reply in self._replies(list(waiting)):
                 arrived += 1
                 waiting.pop(reply.metadata.reply_to_message_id, None)
                 index = index_of[reply.metadata.src_node_id]
@@ -145,6 +155,11 @@ class RoundRunner:
                 return
             if waiting and not arrived:
                 time.sleep(_POLL_S)
+
+    def _replies(self, names: list[str]) -> Iterator[Message]:
+        """The replies that have arrived to the messages `names`, a few in memory at a time."""
+        for start in range(0, len(names), _PULLED_AT_ONCE):
+            yield from self.grid.pull_messages(names[start : start + _PULLED_AT_ONCE])
 
     @staticmethod
     def _take(index: int, reply: Message, accept: Callable[[int, bytes], None]) -> str | None:

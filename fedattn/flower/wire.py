@@ -44,12 +44,20 @@ _RECORD = "fedattn"
 _MODEL = "model"
 
 
-def pack(*, vector: Tensor | None = None, **fields: bytes | str) -> RecordDict:
-    """A message's content: named bytes or text, and optionally the model's vector (d,)."""
+def pack(*, model: ArrayRecord | None = None, **fields: bytes | str) -> RecordDict:
+    """A message's content: named bytes or text, and optionally the model (see `pack_model`)."""
     content = RecordDict({_RECORD: ConfigRecord(dict(fields))})
-    if vector is not None:
-        content[_MODEL] = ArrayRecord({"vector": Array(vector.cpu().numpy())})
+    if model is not None:
+        content[_MODEL] = model
     return content
+
+
+def pack_model(vector: Tensor) -> ArrayRecord:
+    """The model's vector (d,) as the one record that all of a round's messages share.
+
+    A copy in each would make a server's memory grow by a vector per client.
+    """
+    return ArrayRecord({"vector": Array(vector.cpu().numpy())})
 
 
 def field(message: Message, name: str) -> bytes:

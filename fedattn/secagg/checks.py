@@ -17,6 +17,15 @@ def require(holds: bool, check: str, detail: str) -> None:
         raise ProtocolError(check, detail)
 
 
+def is_ascending(indices: Sequence[int]) -> bool:
+    """Whether every index is greater than the one before: one order, nobody twice.
+
+    >>> is_ascending([1, 3]), is_ascending([3, 1]), is_ascending([1, 1])
+    (True, False, False)
+    """
+    return all(a < b for a, b in pairwise(indices))
+
+
 def require_members(
     where: str, shown: Sequence[int], *, within: Collection[int], threshold: int, itself: int
 ) -> None:
@@ -27,12 +36,12 @@ def require_members(
     # (1) one member listed many times would count as a quorum; one canonical order, so that equal
     # sets have equal bytes
     require(
-        all(a < b for a, b in pairwise(shown)),
+        is_ascending(shown),
         f"{where}.distinct",
         "members must be listed once each, in ascending order",
     )
     # (2) a member that was not in the stage before has no checked keys, or no shares
-    allowed = frozenset(within)
+    allowed = within if isinstance(within, range) else frozenset(within)
     for index in shown:
         require(index in allowed, f"{where}.subset", f"member {index} was not in the stage before")
     # (3) below the threshold a colluding set may be all that is left beside us
@@ -41,3 +50,20 @@ def require_members(
     )
     # (4) without ourselves, our own masks would be opened as a dropout's
     require(itself in shown, f"{where}.self", f"member {itself} itself is missing")
+
+
+def require_drawn(
+    where: str, shown: Collection[int], *, drawn: Sequence[int], share_threshold: int
+) -> None:
+    """Check, in a sparse graph, that t of the members we drew ourselves are shown.
+
+    Raises ProtocolError("<where>.drawn").
+    """
+    # our own draws are the only neighbours that nobody could place around us, and they hold our
+    # shares: with fewer than t of them we could be alone among colluders, or out of the sum
+    seen = len(frozenset(shown).intersection(drawn))
+    require(
+        seen >= share_threshold,
+        f"{where}.drawn",
+        f"{seen} of the {len(drawn)} members it drew, need {share_threshold}",
+    )

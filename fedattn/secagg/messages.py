@@ -6,14 +6,17 @@
     share      client  count u32, each: recipient u32 | packet 94
     upload     server  sharers: list | count u32, each: sender u32 | packet 94
     upload     client  bits u8 | d u32 | d words, little-endian: 2 bytes if bits <= 16, else 4
+                       | in a sparse graph alone: notice
     confirm    server  survivors: list
     confirm    client  survivors' SHA-256 32 | statement 32 | signature 64
     unmask     server  survivors' SHA-256 32 | statement 32 | count u32, each: index u32 | sig. 64
+                       | count u32, each: notice
     unmask     client  count u32, each: owner u32 | kind u8 (1 self seed, 2 mask key) | share 33
 
 A *list* is count u32, then u32 indices. Out-neighbours are empty in the complete graph; a round
 over a sparse graph (Bell et al. 2020) lists there whom the client drew. A *packet* is
-nonce 12 | AES-256-GCM(seed share 33 | mask-key share 33) | tag 16.
+nonce 12 | AES-256-GCM(seed share 33 | mask-key share 33) | tag 16. A *notice* is owner u32 |
+absent: list | signature 64 (`confirmation.py`): which of the owner's draws it did not mask with.
 
 `decode` of anything else raises ProtocolError("decode") and nothing but that.
 """
@@ -147,16 +150,36 @@ class Mailbox:
 
 
 @dataclass(frozen=True)
+class Notice:
+    """Signed by `owner` with its vector: the members it drew and did not mask with, ascending."""
+
+    owner: int
+    absent: tuple[int, ...]
+    signature: bytes
+
+    def encode(self) -> bytes:
+        """See the module's table."""
+        return number(self.owner) + index_list(self.absent) + self.signature
+
+    @classmethod
+    def read(cls, reader: Reader) -> Notice:
+        """The next notice."""
+        return cls(reader.number(4), reader.indices(), reader.take(SIGNATURE_BYTES))
+
+
+@dataclass(frozen=True)
 class MaskedVector:
-    """A masked vector: `words` (d,) modulo 2^modulus_bits."""
+    """A masked vector: `words` (d,) modulo 2^modulus_bits; in a sparse graph with a notice."""
 
     modulus_bits: int
     words: Words = field(repr=False)
+    notice: Notice | None = None
 
-    def encode(self) -> tuple[bytes, memoryview]:
-        """See the module's table; in two parts, so that the vector is not copied."""
+    def encode(self) -> tuple[bytes, memoryview, bytes]:
+        """See the module's table; in parts, so that the vector is not copied."""
         little = np.ascontiguousarray(self.words, self.words.dtype.newbyteorder("<"))
-        return number(self.modulus_bits, 1) + number(len(little)), little.data.cast("B")
+        front = number(self.modulus_bits, 1) + number(len(little))
+        return front, little.data.cast("B"), self.notice.encode() if self.notice else b""
 
     @classmethod
     def decode(cls, body: Buffer) -> MaskedVector:
@@ -166,8 +189,9 @@ class MaskedVector:
         require(8 <= bits <= 32, "decode", "modulus bits must be in 8..32")
         dtype = word_type(bits).newbyteorder("<")
         words = reader.view(reader.count(dtype.itemsize) * dtype.itemsize)
+        notice = Notice.read(reader) if reader.remaining else None
         reader.finish()
-        return cls(bits, np.frombuffer(words, dtype))
+        return cls(bits, np.frombuffer(words, dtype), notice)
 
 
 @dataclass(frozen=True)
@@ -213,16 +237,26 @@ class Confirmation:
 
 @dataclass(frozen=True)
 class ConfirmationList:
-    """All confirmations of one survivor list and statement: (index, signature)."""
+    """Confirmations of one survivor list and statement, (index, signature), and the notices.
+
+    In a sparse graph, a notice of every survivor that drew the recipient.
+    """
 
     survivors_sha256: bytes
     statement: bytes
     signatures: tuple[tuple[int, bytes], ...]
+    notices: tuple[Notice, ...] = ()
 
     def encode(self) -> bytes:
         """See the module's table."""
         signed = b"".join(number(index) + signature for index, signature in self.signatures)
-        return self.survivors_sha256 + self.statement + number(len(self.signatures)) + signed
+        signed = number(len(self.signatures)) + signed + number(len(self.notices))
+        return (
+            self.survivors_sha256
+            + self.statement
+            + signed
+            + b"".join(notice.encode() for notice in self.notices)
+        )
 
     @classmethod
     def decode(cls, body: Buffer) -> ConfirmationList:
@@ -231,8 +265,10 @@ class ConfirmationList:
         hashes = reader.take(HASH_BYTES), reader.take(HASH_BYTES)
         count = reader.count(4 + SIGNATURE_BYTES)
         signed = tuple((reader.number(4), reader.take(SIGNATURE_BYTES)) for _ in range(count))
+        count = reader.count(8 + SIGNATURE_BYTES)
+        out = cls(*hashes, signed, tuple(Notice.read(reader) for _ in range(count)))
         reader.finish()
-        return cls(*hashes, signed)
+        return out
 
 
 @dataclass(frozen=True)

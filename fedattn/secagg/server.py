@@ -3,26 +3,31 @@
 The server checks what clients send because an honest one wants a correct sum; the clients do not
 rely on it. A message that fails a check raises ProtocolError and changes nothing: the caller logs
 `error.check`, goes on, and that client is out. Too few clients at a stage is ThresholdError, and
-nothing is unmasked. Memory: one accumulator (d,), one vector in flight, and the share packets.
-Bonawitz et al. 2017, Figure 4, the server's part.
+nothing is unmasked. Memory: one accumulator (d,), one vector in flight, and O(n k) bytes of keys
+and shares; a mailbox is dropped once its owner's vector is in. Bonawitz et al. 2017, Figure 4, and
+Bell et al. 2020, the server's part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+import os
+from collections.abc import Container
 
 import numpy as np
 import numpy.typing as npt
 
-from fedattn.errors import ProtocolError, ThresholdError
+from fedattn.errors import ThresholdError
 from fedattn.secagg import keys, messages, wire
+from fedattn.secagg.adverts import Adverts
 from fedattn.secagg.checks import require
-from fedattn.secagg.client import read_peer
 from fedattn.secagg.confirmation import survivors_sha256, verify_confirmation
-from fedattn.secagg.prg import add_masks, pairwise_sign
-from fedattn.secagg.recovery import Recovery
+from fedattn.secagg.prg import add_masks, reduce_words
 from fedattn.secagg.spec import RoundSpec
+from fedattn.secagg.unmasking import masks_to_add, recover_secrets
 from fedattn.secagg.wire import EVERYONE, HASH_BYTES, Stage, open_signed, server_message
+
+_MAIL_BYTES = 4 + keys.PACKET_BYTES
+_MAX_THREADS = 4
 
 
 class ServerRound:
@@ -33,20 +38,23 @@ class ServerRound:
     them and may be repeated; a message that comes after its stage is ProtocolError("stage").
     """
 
-    def __init__(self, spec: RoundSpec) -> None:
+    def __init__(self, spec: RoundSpec, threads: int | None = None) -> None:
         self.spec = spec
         self.stage = Stage.ADVERTISE
-        self._messages: dict[int, bytes] = {}  # whole advertise messages, relayed as they came
-        self._adverts: dict[int, messages.Advertisement] = {}
-        self._seen_keys: set[bytes] = set()
-        self._packets: dict[int, dict[int, bytes]] = {}  # sender -> recipient -> packet
+        self._threads = min(os.cpu_count() or 1, _MAX_THREADS) if threads is None else threads
+        self._adverts = Adverts(spec)
+        self._key_list = b""  # the same for all in a complete graph
+        self._shared: set[int] = set()
+        self._mail: dict[int, bytearray] = {}  # recipient -> sender u32 | packet, as they came
         self._sum = np.zeros(spec.dimension, messages.word_type(spec.modulus_bits))
         self._uploaded: set[int] = set()
         self._survivors_hash = b""
+        self._notices: dict[int, messages.Notice] = {}
         self._statement: bytes | None = None
         self._signatures: dict[int, bytes] = {}
-        self._revealed: dict[int, dict[int, int]] = {}  # by whom -> owner -> share
-        self._total: npt.NDArray[np.uint32] | None = None
+        self._revealed: set[int] = set()
+        self._shares: dict[int, dict[int, int]] = {}  # owner -> by whom -> share
+        self._total: messages.Words | None = None
 
     def __repr__(self) -> str:
         stage = self.stage.name.lower()
@@ -55,12 +63,12 @@ class ServerRound:
     @property
     def advertisers(self) -> tuple[int, ...]:
         """Members whose keys are accepted (U1), ascending."""
-        return tuple(sorted(self._adverts))
+        return tuple(self._adverts)
 
     @property
     def sharers(self) -> tuple[int, ...]:
         """Members whose packets are accepted (U2), ascending."""
-        return tuple(sorted(self._packets))
+        return tuple(sorted(self._shared))
 
     @property
     def survivor_indices(self) -> tuple[int, ...]:
@@ -85,48 +93,51 @@ class ServerRound:
     def advertised(self, index: int, message: bytes) -> None:
         """Accept member `index`'s advertise message."""
         self._require_turn(Stage.ADVERTISE, index, self._adverts, self.spec.members)
-        peer, advertisement = read_peer(self.spec, index, message)
-        # (1) clients would refuse a list with a key advertised twice; the first one stays
-        drawn = {peer.mask_key, peer.transport_key}
-        fresh = len(drawn) == 2 and not drawn & self._seen_keys
-        require(fresh, "keys.repeated", f"member {index}: a key is advertised twice")
-        self._seen_keys |= drawn
-        self._messages[index] = message
-        self._adverts[index] = advertisement
+        self._adverts.accept(index, message)
 
-    def key_list(self) -> bytes:
-        """Close stage 1: the message that relays every advertisement to every advertiser."""
+    def key_list(self, index: int | None = None) -> bytes:
+        """Close stage 1: the message that relays to `index` the advertisements it needs.
+
+        In the complete graph it is the same for all, and no index is needed.
+        """
         self._close(Stage.ADVERTISE, len(self._adverts), "advertisers")
-        relayed = tuple(self._messages[index] for index in self.advertisers)
-        body = messages.KeyList(relayed).encode()
-        return server_message(self.spec, Stage.SHARE, EVERYONE, body)
+        if self.spec.degree:
+            return self._adverts.key_list(self._recipient("keys.recipient", index, self._adverts))
+        self._key_list = self._key_list or self._adverts.key_list(EVERYONE)
+        return self._key_list
 
     def shared(self, index: int, message: bytes) -> None:
         """Accept member `index`'s packets."""
-        self._require_turn(Stage.SHARE, index, self._packets, self._adverts)
+        self._require_turn(Stage.SHARE, index, self._shared, self._adverts)
         body = open_signed(self.spec, message, Stage.SHARE, index)
         packets = messages.Packets.decode(body).packets
-        # (1) a peer left out would miss its share
+        # (1) a holder left out would miss its share
         require(
-            [to for to, _ in packets] == [to for to in self.advertisers if to != index],
+            [to for to, _ in packets] == self._adverts.holders(index),
             "packets.recipients",
-            f"member {index}: must address every other advertiser once, in ascending order",
+            f"member {index}: must address every other advertiser (in a sparse graph, every one "
+            "that it drew) once, in ascending order",
         )
-        self._packets[index] = dict(packets)
+        for to, packet in packets:
+            self._mail.setdefault(to, bytearray()).extend(wire.number(index) + packet)
+        self._shared.add(index)
 
     def mailbox(self, index: int) -> bytes:
         """Close stage 2: the message to sharer `index` with the packets addressed to it."""
-        self._close(Stage.SHARE, len(self._packets), "sharers")
-        require(index in self._packets, "mailbox.recipient", f"member {index} did not share")
-        packets = tuple(
-            (sender, self._packets[sender][index]) for sender in self.sharers if sender != index
+        self._close(Stage.SHARE, len(self._shared), "sharers")
+        waiting = self._shared - self._uploaded
+        index = self._recipient("mailbox.recipient", index, waiting)
+        near = tuple(
+            sorted((index, *(i for i in self._adverts.neighbours(index) if i in self._shared)))
         )
-        body = messages.Mailbox(self.sharers, packets).encode()
+        mail = self._mail.get(index, b"")
+        packets = messages.Packets.decode(wire.number(len(mail) // _MAIL_BYTES) + mail).packets
+        body = messages.Mailbox(near, tuple(sorted(packets))).encode()
         return server_message(self.spec, Stage.UPLOAD, index, body)
 
     def uploaded(self, index: int, message: bytes) -> None:
         """Add member `index`'s masked vector to the sum; a malformed one leaves it as it is."""
-        self._require_turn(Stage.UPLOAD, index, self._uploaded, self._packets)
+        self._require_turn(Stage.UPLOAD, index, self._uploaded, self._shared)
         body = open_signed(self.spec, message, Stage.UPLOAD, index)
         masked = messages.MaskedVector.decode(body)
         # (1) a vector of another length or modulus cannot be added
@@ -140,16 +151,23 @@ class ServerRound:
             "vector.dimension",
             f"member {index}: must have {self.spec.dimension} coordinates",
         )
+        notice = masked.notice
+        if notice is None:
+            require(not self.spec.degree, "notice", f"member {index}: must send one")
+        else:
+            self._adverts.require_notice(index, notice, self._shared)
+            self._notices[index] = notice
         np.add(self._sum, masked.words, out=self._sum)
         self._uploaded.add(index)
+        self._mail.pop(index, None)
 
     def survivors(self) -> bytes:
         """Close stage 3: the message that names the survivors, the same for all of them."""
         if self.stage == Stage.SHARE:  # nobody asked for a mailbox, so nobody can have uploaded
-            self._close(Stage.SHARE, len(self._packets), "sharers")
+            self._close(Stage.SHARE, len(self._shared), "sharers")
         self._close(Stage.UPLOAD, len(self._uploaded), "survivors")
         self._survivors_hash = self.survivors_hash
-        self._packets = {sender: {} for sender in self._packets}  # relayed, no longer needed
+        self._mail.clear()
         body = messages.SurvivorList(self.survivor_indices).encode()
         return server_message(self.spec, Stage.CONFIRM, EVERYONE, body)
 
@@ -186,83 +204,73 @@ class ServerRound:
         self._statement = statement
         self._signatures[index] = said.signature
 
-    def confirmations(self) -> bytes:
-        """Close stage 4: the message that shows every confirmation to those who confirmed."""
+    def confirmations(self, index: int | None = None) -> bytes:
+        """Close stage 4: the message that shows to `index` that survivors confirmed.
+
+        Every confirmation, the same for all, in the complete graph, where no index is needed. In a
+        sparse one T of them, its own included, and the notices of those that drew it.
+        """
         self._close(Stage.CONFIRM, len(self._signatures), "confirmations")
-        signed = tuple(self.confirmation_signatures.items())
+        quorum, notices = sorted(self._signatures), list[messages.Notice]()
+        if self.spec.degree:
+            index = self._recipient("confirmations.recipient", index, self._signatures)
+            others = [signer for signer in quorum if signer != index]
+            quorum = sorted((index, *others[: self.spec.threshold - 1]))
+            owners = self._uploaded.intersection(self._adverts.owners(index))
+            notices = [self._notices[owner] for owner in sorted(owners)]
+        signed = tuple((signer, self._signatures[signer]) for signer in quorum)
         assert self._statement is not None
-        body = messages.ConfirmationList(self.survivors_hash, self._statement, signed).encode()
-        return server_message(self.spec, Stage.UNMASK, EVERYONE, body)
+        body = messages.ConfirmationList(
+            self._survivors_hash, self._statement, signed, tuple(notices)
+        ).encode()
+        to = index if index and self.spec.degree else EVERYONE
+        return server_message(self.spec, Stage.UNMASK, to, body)
 
     def revealed(self, index: int, message: bytes) -> None:
         """Accept the shares that member `index` reveals; some may be missing, or lies."""
         self._require_turn(Stage.UNMASK, index, self._revealed, self._signatures)
         body = open_signed(self.spec, message, Stage.UNMASK, index)
         shares = messages.RevealedShares.decode(body).shares
+        owners = self._shared.intersection(self._adverts.owners(index))
         for owner, kind, _ in shares:
             # (1) one kind per sharer: the self seed of a survivor, the mask key of a dropout
             survived = owner in self._uploaded
             expected = messages.Kind.SELF_SEED if survived else messages.Kind.MASK_KEY
             require(
-                owner in self._packets and kind == expected,
+                owner in owners and kind == expected,
                 "shares.kind",
                 f"member {index}: not the share of member {owner} that was asked for",
             )
-        by_owner = {owner: value for owner, _, value in shares}
-        require(len(by_owner) == len(shares), "shares.distinct", f"member {index}: one owner twice")
-        self._revealed[index] = by_owner
+        once = {owner for owner, _, _ in shares}
+        require(len(once) == len(shares), "shares.distinct", f"member {index}: one owner twice")
+        for owner, _, value in shares:
+            self._shares.setdefault(owner, {})[index] = value
+        self._revealed.add(index)
 
     def total(self) -> npt.NDArray[np.uint32]:
         """The sum of exactly the survivors' vectors, (d,) uint32, modulo 2^modulus_bits.
 
-        Raises ThresholdError below t reveals; ProtocolError("recovery") naming the member whose
-        secret no tried subset of t shares reproduces (more reveals may help; the sum is as before).
+        Raises ThresholdError below T reveals; ProtocolError("recovery") naming the member whose
+        secret no tried subset of shares reproduces (more reveals may help; the sum is as before).
         """
         if self._total is None:
             self._require_enough(len(self._revealed), "reveals")
-            masks = list(self._masks())  # all secrets, or none: only then is the sum touched
+            round_, survivors = (self.spec, self._adverts), self._uploaded
+            # all secrets, or none: only then is the sum touched
+            secrets = recover_secrets(*round_, self.sharers, survivors, self._shares)
             self.stage = Stage.DONE
-            add_masks(self._sum, masks)
-            self._sum &= self._sum.dtype.type((1 << self.spec.modulus_bits) - 1)
-            self._total = self._sum.astype(np.uint32)
-            self._revealed = {index: {} for index in self._revealed}
-        return self._total.copy()
+            masks = masks_to_add(*round_, secrets, survivors)
+            add_masks(self._sum, masks, self._threads)
+            reduce_words(self._sum, self.spec.modulus_bits)
+            self._total = self._sum
+            self._shares.clear()
+        return self._total.astype(np.uint32)
 
-    def _masks(self) -> Iterator[tuple[bytes, int]]:
-        """What to add to the sum of masked vectors: (mask key, sign), in the order of members."""
-        recovery = Recovery(self.spec.threshold)
-        for owner in self.sharers:
-            shares = {x: by[owner] for x, by in sorted(self._revealed.items()) if owner in by}
-            if owner in self._uploaded:
-                yield self._self_mask(owner, shares, recovery), -1
-            else:
-                yield from self._pairwise_masks(owner, shares, recovery)
-
-    def _self_mask(self, owner: int, shares: dict[int, int], recovery: Recovery) -> bytes:
-        hash_, committed = self.spec.instruction_hash, self._adverts[owner].seed_commitment
-        # (1) a seed other than the committed one would leave a wrong sum
-        seed = recovery.secret(
-            shares, lambda seed: keys.seed_commitment(hash_, owner, seed) == committed
-        )
-        return keys.self_mask_key(hash_, owner, self._require_secret(owner, seed))
-
-    def _pairwise_masks(
-        self, owner: int, shares: dict[int, int], recovery: Recovery
-    ) -> Iterator[tuple[bytes, int]]:
-        hash_, advertised = self.spec.instruction_hash, self._adverts[owner].mask_key
-        # (2) so would a mask key other than the advertised one
-        secret = recovery.secret(shares, lambda secret: keys.public_bytes(secret) == advertised)
-        private = keys.load(self._require_secret(owner, secret))
-        for peer in self.survivor_indices:
-            peer_key = self._adverts[peer].mask_key
-            mask = keys.pairwise_mask_key(private, peer_key, hash_, owner, peer)
-            yield mask, -pairwise_sign(peer, owner)
-
-    def _require_secret(self, owner: int, secret: bytes | None) -> bytes:
-        if secret is None:
-            detail = f"member {owner}: no {self.spec.threshold} shares agree; nothing unmasked"
-            raise ProtocolError("recovery", detail)
-        return secret
+    @staticmethod
+    def _recipient(check: str, index: int | None, waiting: Container[int]) -> int:
+        require(index is not None and index in waiting, check, f"member {index} awaits none")
+        assert index is not None
+        return index
 
     def _require_turn(
         self, stage: Stage, index: int, done: Container[int], allowed: Container[int]

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from math import prod
+from operator import mul
 
 from fedattn.errors import ProtocolError
 from fedattn.randomness import Randomness
@@ -18,6 +20,7 @@ from fedattn.secagg.checks import require
 P = 2**257 - 93
 SECRET_BYTES = 32
 SHARE_BYTES = 33
+_STEPS_PER_REDUCTION = 16
 
 
 def encode_share(share: int) -> bytes:
@@ -56,14 +59,17 @@ def combine(shares: Mapping[int, int]) -> bytes | None:
     """
     xs = tuple(shares)
     _require_xs(xs)
-    secret = sum(w * shares[x] for w, x in zip(_weights_at_zero(xs), xs, strict=True)) % P
+    secret = sum(map(mul, _weights_at_zero(xs), shares.values())) % P
     return secret.to_bytes(SECRET_BYTES, "big") if secret < 1 << 256 else None
 
 
 def _evaluate(coefficients: Sequence[int], x: int) -> int:
+    """Horner's rule; x is a member's index, so reducing once in many steps is cheaper."""
     value = 0
-    for coefficient in coefficients:
-        value = (value * x + coefficient) % P
+    for start in range(0, len(coefficients), _STEPS_PER_REDUCTION):
+        for coefficient in coefficients[start : start + _STEPS_PER_REDUCTION]:
+            value = value * x + coefficient
+        value %= P
     return value
 
 
@@ -78,15 +84,23 @@ def _element(randomness: Randomness) -> int:
 @lru_cache(maxsize=64)
 def _weights_at_zero(xs: tuple[int, ...]) -> tuple[int, ...]:
     """Lagrange weights: prod over j != i of x_j / (x_j - x_i). Of public indices, so cacheable."""
-    weights = []
-    for i, x_i in enumerate(xs):
-        numerator, denominator = 1, 1
-        for j, x_j in enumerate(xs):
-            if j != i:
-                numerator = numerator * x_j % P
-                denominator = denominator * (x_j - x_i) % P
-        weights.append(numerator * pow(denominator, -1, P) % P)
-    return tuple(weights)
+    # products of small integers are reduced once, and all denominators share one inversion
+    top = prod(xs)
+    bottoms = [x_i * prod(x_j - x_i for x_j in xs if x_j != x_i) % P for x_i in xs]
+    return tuple(top * inverse % P for inverse in _inverses(bottoms))
+
+
+def _inverses(values: Sequence[int]) -> list[int]:
+    """Every value's inverse modulo P, for one inversion and 3n products (Montgomery 1987)."""
+    before = [1]
+    for value in values:
+        before.append(before[-1] * value % P)
+    rest = pow(before.pop(), -1, P)
+    inverses = []
+    for value, product in zip(reversed(values), reversed(before), strict=True):
+        inverses.append(rest * product % P)
+        rest = rest * value % P
+    return inverses[::-1]
 
 
 def _require_xs(xs: Sequence[int]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fedattn.secagg.checks import require
 from fedattn.secagg.wire import HASH_BYTES, INDEX_LIMIT, KEY_BYTES, Reader
 
-_FIXED = struct.Struct(">32sQIIIBI")
+_FIXED = struct.Struct(">32sQIIIBIII")
 
 
 @dataclass(frozen=True)
@@ -19,15 +19,20 @@ class RoundSpec:
         it is in every signature, every key derivation and every seed commitment.
     round: number of the round, for people and error texts.
     roster: (n,) raw Ed25519 public keys; member i (its Shamir x coordinate) owns roster[i - 1].
-    threshold: t, the members needed at every stage.
+    threshold: T, the quorum: members needed at every stage, and confirmations of the one global
+        survivor list.
     max_colluding: c, the members that may tell the server everything.
     dimension: d, coordinates of each vector.
     modulus_bits: b in 8..32; vectors are added modulo 2^b and travel as uint16 if b <= 16,
         as uint32 otherwise.
+    degree: k, the neighbours each member draws for itself; 0 is the complete graph.
+    share_threshold: t of a member's k drawn neighbours reconstruct its secrets; 0 in the complete
+        graph, where T of all members do.
 
-    Requires 2t > n + c: two quorums of t then share an honest member, so the server cannot
-    collect t confirmations of two different survivor lists (Bonawitz et al. 2017, section 6).
-    It implies t > c. A roster of one member is allowed and hides nothing: a reference run.
+    Requires 2T > n + c: two quorums of T then share an honest member, so the server cannot
+    collect T confirmations of two different survivor lists (Bonawitz et al. 2017, section 6).
+    It implies T > c. A roster of one member is allowed and hides nothing: a reference run.
+    Whether k and t are secure is for `graph.log2_insecurity` to say; clients ask it.
 
     Raises ProtocolError("spec.<field>") where a bound does not hold.
     """
@@ -39,6 +44,8 @@ class RoundSpec:
     max_colluding: int
     dimension: int
     modulus_bits: int = 32
+    degree: int = 0
+    share_threshold: int = 0
 
     def __post_init__(self) -> None:
         n, t, c = len(self.roster), self.threshold, self.max_colluding
@@ -67,6 +74,19 @@ class RoundSpec:
             "spec.modulus_bits",
             f"is {self.modulus_bits}, must be in 8..32",
         )
+        # (4) one may draw all others, not more; 0 and 0 say that the graph is complete
+        k = self.degree
+        require(0 <= k < n, "spec.degree", f"is {k}, must be in 0..{n - 1}")
+        require(
+            min(k, 1) <= self.share_threshold <= k,
+            "spec.share_threshold",
+            f"is {self.share_threshold}, must be in {min(k, 1)}..{k}",
+        )
+
+    @property
+    def recovery_threshold(self) -> int:
+        """How many shares reconstruct a secret: t of k holders, T of n in the complete graph."""
+        return self.share_threshold if self.degree else self.threshold
 
     @property
     def members(self) -> range:
@@ -81,7 +101,10 @@ class RoundSpec:
         return self.roster[index - 1]
 
     def to_bytes(self) -> bytes:
-        """hash 32 | round u64 | t u32 | c u32 | d u32 | bits u8 | n u32 | n keys of 32."""
+        """The fields in their order, then n keys of 32.
+
+        hash 32 | round u64 | T u32 | c u32 | d u32 | bits u8 | k u32 | t u32 | n u32 | keys.
+        """
         fixed = _FIXED.pack(
             self.instruction_hash,
             self.round,
@@ -89,6 +112,8 @@ class RoundSpec:
             self.max_colluding,
             self.dimension,
             self.modulus_bits,
+            self.degree,
+            self.share_threshold,
             len(self.roster),
         )
         return fixed + b"".join(self.roster)
@@ -97,8 +122,10 @@ class RoundSpec:
     def from_bytes(cls, data: bytes) -> RoundSpec:
         """Inverse of `to_bytes`; ProtocolError("decode") or ("spec.<field>") otherwise."""
         reader = Reader(data)
-        hash_, round_, t, c, d, bits, n = _FIXED.unpack(reader.take(_FIXED.size))
+        hash_, round_, t, c, d, bits, k, share_threshold, n = _FIXED.unpack(
+            reader.take(_FIXED.size)
+        )
         reader.expect_items(n, KEY_BYTES)
         roster = tuple(reader.take(KEY_BYTES) for _ in range(n))
         reader.finish()
-        return cls(hash_, round_, roster, t, c, d, bits)
+        return cls(hash_, round_, roster, t, c, d, bits, k, share_threshold)

@@ -17,11 +17,15 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Peer:
-    """Another member's verified public keys of this round."""
+    """Another member's verified public keys of this round, and whether it drew us.
+
+    Who drew us sends us its shares; in the complete graph everybody does.
+    """
 
     index: int
     mask_key: bytes
     transport_key: bytes
+    drew_us: bool = True
 
 
 @dataclass(frozen=True, repr=False)
@@ -40,6 +44,9 @@ class HeldShares:
 class ClientState:
     """A client's state before `next_stage`; frozen: each step returns a new one.
 
+    `drawn` are the members this client drew itself; none in the complete graph. `sharers` are those
+    it masked with, and itself: in a sparse graph its neighbours alone.
+
     The three secrets are empty once the masked vector is made, the held shares once they are
     revealed. Whoever keeps states must keep only the newest and store it *before* the step's
     message leaves: a stage is refused twice by the new state, not by an old copy.
@@ -52,6 +59,7 @@ class ClientState:
     mask_secret: bytes = b""
     transport_secret: bytes = b""
     self_seed: bytes = b""
+    drawn: tuple[int, ...] = ()
     peers: tuple[Peer, ...] = ()
     held: tuple[HeldShares, ...] = ()
     sharers: tuple[int, ...] = ()
@@ -70,8 +78,8 @@ class ClientState:
 
         version u8 = 1 | next stage u8 | index u32 | then, each length-prefixed: spec,
         advertisement, mask secret, transport secret, self seed, statement | peers: count u32, each
-        index u32, two keys of 32 | held: count u32, each owner u32, two shares of 33 | sharers:
-        list | survivors: list.
+        index u32, two keys of 32, drew us u8 | held: count u32, each owner u32, two shares of 33 |
+        drawn: list | sharers: list | survivors: list.
         """
         blobs = (
             self.spec.to_bytes(),
@@ -81,7 +89,10 @@ class ClientState:
             self.self_seed,
             self.statement,
         )
-        peers = [number(peer.index) + peer.mask_key + peer.transport_key for peer in self.peers]
+        peers = [
+            number(peer.index) + peer.mask_key + peer.transport_key + number(peer.drew_us, 1)
+            for peer in self.peers
+        ]
         held = [
             number(h.owner) + encode_share(h.seed_share) + encode_share(h.key_share)
             for h in self.held
@@ -94,6 +105,7 @@ class ClientState:
                 *peers,
                 number(len(held)),
                 *held,
+                index_list(self.drawn),
                 index_list(self.sharers),
                 index_list(self.survivors),
             )
@@ -111,15 +123,17 @@ class ClientState:
         advertisement, mask, transport, seed, statement = (reader.blob() for _ in range(5))
         peers = _items(
             reader,
-            4 + 2 * KEY_BYTES,
-            lambda: Peer(reader.number(4), reader.take(KEY_BYTES), reader.take(KEY_BYTES)),
+            4 + 2 * KEY_BYTES + 1,
+            lambda: Peer(
+                reader.number(4), reader.take(KEY_BYTES), reader.take(KEY_BYTES), _flag(reader)
+            ),
         )
         held = _items(
             reader,
             4 + 2 * SHARE_BYTES,
             lambda: HeldShares(reader.number(4), _share(reader), _share(reader)),
         )
-        sharers, survivors = reader.indices(), reader.indices()
+        drawn, sharers, survivors = reader.indices(), reader.indices(), reader.indices()
         reader.finish()
         return cls(
             spec,
@@ -129,6 +143,7 @@ class ClientState:
             mask,
             transport,
             seed,
+            drawn,
             peers,
             held,
             sharers,
@@ -144,6 +159,12 @@ def indices_of(peers: Sequence[Peer]) -> tuple[int, ...]:
 
 def _items(reader: Reader, item_bytes: int, read: Callable[[], _T]) -> tuple[_T, ...]:
     return tuple(read() for _ in range(reader.count(item_bytes)))
+
+
+def _flag(reader: Reader) -> bool:
+    value = reader.number(1)
+    require(value <= 1, "decode", "a flag must be 0 or 1")
+    return value == 1
 
 
 def _share(reader: Reader) -> int:

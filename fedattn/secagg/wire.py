@@ -96,6 +96,11 @@ class Reader:
         """The next list of member indices: count u32, then u32 each."""
         return tuple(self.number(4) for _ in range(self.count(4)))
 
+    @property
+    def remaining(self) -> int:
+        """How many bytes are left."""
+        return len(self._rest)
+
     def finish(self) -> None:
         """Refuse trailing bytes: one message, one encoding."""
         if len(self._rest):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
+from fedattn.errors import ProtocolError
 from fedattn.randomness import Randomness
 from fedattn.secagg import ClientState, RoundSpec, client, server
 from fedattn.secagg.wire import Stage
@@ -25,20 +27,26 @@ def identities(n: int, seed: int = 0) -> list[SigningKey]:
     return [SigningKey.generate(Randomness.seeded(seed, "identity", str(i))) for i in range(n)]
 
 
-def make_spec(n=4, t=3, c=0, d=5, bits=32, seed=0, instruction=INSTRUCTION) -> RoundSpec:
+def make_spec(
+    n=4, t=3, c=0, d=5, bits=32, seed=0, instruction=INSTRUCTION, degree=0, share_threshold=0
+) -> RoundSpec:
     roster = tuple(key.public_bytes for key in identities(n, seed))
-    return RoundSpec(instruction, 7, roster, t, c, d, bits)
+    return RoundSpec(instruction, 7, roster, t, c, d, bits, degree, share_threshold)
 
 
 @dataclass
 class Round:
-    """Runs stage by stage; `gone[stage]` are members whose message of that stage never arrives."""
+    """Runs stage by stage; `gone[stage]` are members whose message of that stage never arrives.
+
+    A client that refuses a step fails the test, or with `tolerant` leaves the round (`refused`).
+    """
 
     spec: RoundSpec
     vectors: Mapping[int, np.ndarray] | None = None
     gone: Mapping[Stage, set[int]] = field(default_factory=dict)
     seed: int = 0
     serialise: bool = False
+    tolerant: bool = False
 
     def __post_init__(self):
         n, d, bits = len(self.spec.roster), self.spec.dimension, self.spec.modulus_bits
@@ -47,16 +55,27 @@ class Round:
             rng = np.random.default_rng(self.seed)
             self.vectors = {i: rng.integers(0, 2**bits, d, np.uint32) for i in self.spec.members}
         self.server = server.ServerRound(self.spec)
+        self.refused: dict[int, str] = {}  # by whom: the check
         self.states: dict[tuple[Stage, int], ClientState] = {}  # the state *before* a stage
         self.sent: dict[tuple[Stage, int], bytes] = {}
+        self.key_lists: dict[int, bytes] = {}
         self.mailboxes: dict[int, bytes] = {}
-        self.key_list = self.survivors = self.confirmations = b""
+        self.confirmation_lists: dict[int, bytes] = {}
+        self.key_list = self.survivors = self.confirmations = b""  # the same for all, if complete
 
     def _rng(self, index: int, stage: str) -> Randomness:
         return Randomness.seeded(self.seed, "client", str(index), stage)
 
-    def _keep(self, stage: Stage, index: int, step: tuple[ClientState, bytes]) -> bool:
-        state, message = step
+    def _keep(
+        self, stage: Stage, index: int, step: Callable[[], tuple[ClientState, bytes]]
+    ) -> bool:
+        try:
+            state, message = step()
+        except ProtocolError as error:
+            if not self.tolerant:
+                raise
+            self.refused[index] = error.check
+            return False
         if self.serialise:
             copy = ClientState.from_bytes(state.to_bytes())
             assert copy == state
@@ -70,16 +89,20 @@ class Round:
 
     def advertise(self):
         for i in self.spec.members:
-            step = client.advertise(self.spec, i, self.keys[i], self._rng(i, "advertise"))
+            rng = self._rng(i, "advertise")
+            step = partial(client.advertise, self.spec, i, self.keys[i], rng, min_security_bits=0)
             if self._keep(Stage.ADVERTISE, i, step):
                 self.server.advertised(i, self.sent[Stage.ADVERTISE, i])
         return self
 
     def share(self):
-        self.key_list = self.server.key_list()
+        if not self.spec.degree:
+            self.key_list = self.server.key_list()
         for i in self.server.advertisers:
+            self.key_lists[i] = self.server.key_list(i)
             state = self.state(Stage.SHARE, i)
-            step = client.share(state, self.keys[i], self.key_list, self._rng(i, "share"))
+            rng = self._rng(i, "share")
+            step = partial(client.share, state, self.keys[i], self.key_lists[i], rng)
             if self._keep(Stage.SHARE, i, step):
                 self.server.shared(i, self.sent[Stage.SHARE, i])
         return self
@@ -88,7 +111,7 @@ class Round:
         for i in self.server.sharers:
             self.mailboxes[i] = self.server.mailbox(i)
             state, vector = self.state(Stage.UPLOAD, i), self.vectors[i]
-            step = client.upload(state, self.keys[i], self.mailboxes[i], vector)
+            step = partial(client.upload, state, self.keys[i], self.mailboxes[i], vector)
             if self._keep(Stage.UPLOAD, i, step):
                 self.server.uploaded(i, self.sent[Stage.UPLOAD, i])
         return self
@@ -97,15 +120,17 @@ class Round:
         self.survivors = self.server.survivors()
         for i in self.server.survivor_indices:
             state = self.state(Stage.CONFIRM, i)
-            step = client.confirm(state, self.keys[i], self.survivors, STATEMENT)
+            step = partial(client.confirm, state, self.keys[i], self.survivors, STATEMENT)
             if self._keep(Stage.CONFIRM, i, step):
                 self.server.confirmed(i, self.sent[Stage.CONFIRM, i], STATEMENT)
         return self
 
     def unmask(self):
-        self.confirmations = self.server.confirmations()
+        if not self.spec.degree:
+            self.confirmations = self.server.confirmations()
         for i in self.server.confirmation_signatures:
-            step = client.unmask(self.state(Stage.UNMASK, i), self.keys[i], self.confirmations)
+            shown = self.confirmation_lists[i] = self.server.confirmations(i)
+            step = partial(client.unmask, self.state(Stage.UNMASK, i), self.keys[i], shown)
             if self._keep(Stage.UNMASK, i, step):
                 self.server.revealed(i, self.sent[Stage.UNMASK, i])
         return self

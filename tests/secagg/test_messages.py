@@ -13,6 +13,7 @@ from fedattn.secagg.messages import (
     Kind,
     Mailbox,
     MaskedVector,
+    Notice,
     Packets,
     RevealedShares,
     SurvivorList,
@@ -23,6 +24,8 @@ from tests.secagg.test_client_checks import RNG
 
 R = Round(make_spec(3, 2), gone={Stage.UPLOAD: {3}})
 R.run()
+SPARSE = Round(make_spec(6, 4, degree=3, share_threshold=2), gone={Stage.UPLOAD: {3}})
+SPARSE.run()
 H, K, S, PACKET = b"h" * 32, b"k" * 32, b"s" * 64, b"p" * 94
 BODIES = [
     Advertisement(K, H, H, (2, 5)),
@@ -32,6 +35,7 @@ BODIES = [
     SurvivorList((1, 4)),
     Confirmation(H, K, S),
     ConfirmationList(H, K, ((1, S), (9, S))),
+    ConfirmationList(H, K, ((1, S),), (Notice(2, (), S), Notice(4, (7, 9), S))),
     RevealedShares(((1, Kind.SELF_SEED, 7), (2, Kind.MASK_KEY, 2**257 - 94))),
 ]
 DECODERS = [type(body).decode for body in BODIES] + [
@@ -63,6 +67,12 @@ def test_words_travel_little_endian_in_two_or_four_bytes(bits, size):
     for bad in (data + b"\0", data[:-1], b"\x07" + data[1:], b"\x21" + data[1:]):
         with pytest.raises(ProtocolError, match="decode"):
             MaskedVector.decode(bad)
+    notice = Notice(3, (1, 4), S)
+    data = b"".join(MaskedVector(bits, words, notice).encode())
+    assert MaskedVector.decode(data).notice == notice
+    for bad in (data + b"\0", data[:-1]):
+        with pytest.raises(ProtocolError, match="decode"):
+            MaskedVector.decode(bad)
 
 
 def test_an_unknown_kind_of_share_is_refused():
@@ -87,12 +97,12 @@ def test_decoding_garbage_raises_a_named_error_and_nothing_else(decode, data):
     decodes_or_names_the_error(decode, data)
 
 
-def client_steps():
+def client_steps(r):
     return {
-        Stage.SHARE: (R.key_list, lambda s, k, m: client.share(s, k, m, RNG)),
-        Stage.UPLOAD: (R.mailboxes[1], lambda s, k, m: client.upload(s, k, m, R.vectors[1])),
-        Stage.CONFIRM: (R.survivors, lambda s, k, m: client.confirm(s, k, m, STATEMENT)),
-        Stage.UNMASK: (R.confirmations, client.unmask),
+        Stage.SHARE: (r.key_lists[1], lambda s, k, m: client.share(s, k, m, RNG)),
+        Stage.UPLOAD: (r.mailboxes[1], lambda s, k, m: client.upload(s, k, m, r.vectors[1])),
+        Stage.CONFIRM: (r.survivors, lambda s, k, m: client.confirm(s, k, m, STATEMENT)),
+        Stage.UNMASK: (r.confirmation_lists[1], client.unmask),
     }
 
 
@@ -109,34 +119,34 @@ def mutations(draw, data):
     return data + extra if kind == "append" else data[:at] + extra + data[at:]
 
 
-@given(st.data(), st.sampled_from(list(client_steps())))
-@settings(max_examples=300, deadline=None)
-def test_a_mutated_message_from_the_server_is_refused_by_name_or_changes_no_check(data, stage):
-    message, step = client_steps()[stage]
+@given(st.data(), st.sampled_from([R, SPARSE]), st.sampled_from(list(Stage)[1:5]))
+@settings(max_examples=500, deadline=None)
+def test_a_mutated_message_from_the_server_is_refused_by_name_or_changes_no_check(data, r, stage):
+    message, step = client_steps(r)[stage]
     bad = data.draw(st.one_of(mutations(message), st.binary(max_size=200)))
-    state = R.state(stage, 1)
+    state = r.state(stage, 1)
     try:
-        after, reply = step(state, R.keys[1], bad)
+        after, reply = step(state, r.keys[1], bad)
     except ProtocolError:
         return
     assert after.next_stage == stage + 1
     if stage == Stage.CONFIRM and bad != message:
         # another list that is possible for us: we sign that one, and no quorum will join us
-        assert after.survivors != tuple(R.server.survivor_indices)
+        assert after.survivors != tuple(r.server.survivor_indices)
         assert survivors_sha256(after.survivors) in reply
         return
     # else it passes in two ways alone: the same bytes put in, or a packet that no longer opens
     assert bad == message or stage == Stage.UPLOAD
 
 
-@given(st.data(), st.sampled_from(list(Stage)[:5]))
-@settings(max_examples=150, deadline=None)
-def test_a_mutated_message_from_a_client_is_refused_by_name(data, stage):
-    message = R.sent[stage, 1]
+@given(st.data(), st.sampled_from([R, SPARSE]), st.sampled_from(list(Stage)[:5]))
+@settings(max_examples=200, deadline=None)
+def test_a_mutated_message_from_a_client_is_refused_by_name(data, recorded, stage):
+    message = recorded.sent[stage, 1]
     bad = data.draw(st.one_of(mutations(message), st.binary(max_size=200)))
     if bad == message:
         return
-    r = Round(R.spec, gone={stage: {1}}).until(stage)
+    r = Round(recorded.spec, gone={stage: {1}}).until(stage)
     getattr(r, stage.name.lower())()
     accept = {
         Stage.ADVERTISE: lambda m: r.server.advertised(1, m),
@@ -149,10 +159,10 @@ def test_a_mutated_message_from_a_client_is_refused_by_name(data, stage):
         accept(bad)
 
 
-@given(st.data(), st.sampled_from([Stage.SHARE, Stage.UPLOAD, Stage.CONFIRM, Stage.UNMASK]))
+@given(st.data(), st.sampled_from([R, SPARSE]), st.sampled_from(list(Stage)[1:5]))
 @settings(max_examples=150, deadline=None)
-def test_a_mutated_state_decodes_or_is_refused_by_name(data, stage):
-    stored = R.state(stage, 1).to_bytes()
+def test_a_mutated_state_decodes_or_is_refused_by_name(data, r, stage):
+    stored = r.state(stage, 1).to_bytes()
     decodes_or_names_the_error(ClientState.from_bytes, data.draw(mutations(stored)))
 
 
