@@ -100,8 +100,8 @@ def _refusal(bits: int, bound: float, noise_variance: float, dimension: int) -> 
         text += (
             f" = {half:.10g} by t = {half - bound:.10g}, enough for noise of variance "
             f"V = {noise_variance:.6g}: one of d = {dimension} coordinates may wrap with "
-            f"probability min(1, 2 d exp(-(t asinh(t/V) - t^2/(V + sqrt(V^2 + t^2))))) = {wraps:.3g}, "
-            f"allowed are 2^-20 = {MAX_WRAP:.3g}"
+            "probability min(1, 2 d exp(-(t asinh(t/V) - t^2/(V + sqrt(V^2 + t^2))))) = "
+            f"{wraps:.3g}, allowed are 2^-20 = {MAX_WRAP:.3g}"
         )
     enough = _smallest(bound, noise_variance, dimension)
     remedy = "lower grid_scale or clip_range"

@@ -1,0 +1,1 @@
+"""A round of secure aggregation beside Flower's SecAgg+: `python -m benchmarks.secagg`."""
