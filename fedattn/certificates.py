@@ -1,12 +1,10 @@
 """Certificates: the federation's authority (CA) vouches for identity keys made on devices.
 
-One level, Ed25519 throughout (RFC 8410), X.509 v3 (RFC 5280), PEM. The authority signs members'
-certificates itself: there is no path to build and nothing to delegate. A private key stays where
-it was made: a device sends a *request* signed by its key and gets a certificate. Whoever holds the
-authority decides who can be in a roster, so it must not be the server (DESIGN section 5).
-
-`load_roster` is what a client or an auditor checks. Each check fails by its own name as
-ProtocolError("certificate.<check>"); texts hold places and bounds, never keys.
+One level, Ed25519 (RFC 8410), X.509 (RFC 5280), PEM. The authority signs members' certificates
+itself: there is no path to build, nothing to delegate. A private key stays where it was made: a
+device sends a *request* signed by its key and gets a certificate. Whoever holds the authority
+decides who can be in a roster, so it must not be the server (DESIGN section 5). `load_roster` is
+what a client or an auditor checks; each check is a ProtocolError("certificate.<check>").
 
 X.509 signs bare DER, which starts with 0x30; whatever `SigningKey.sign` signs starts with 0x00
 (the length of a short purpose). So neither kind of signature ever passes as the other.
@@ -18,6 +16,7 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Final, TypeAlias, TypeVar
 
 from cryptography import x509
@@ -36,6 +35,7 @@ _BEGIN, _END = b"-----BEGIN CERTIFICATE-----", b"-----END CERTIFICATE-----"
 _NAME = re.compile(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _SHA256 = re.compile(r"\A[0-9a-f]{64}\Z")
 _KNOWN = (x509.BasicConstraints, x509.KeyUsage, x509.ExtendedKeyUsage, x509.SubjectAlternativeName)
+_CLIENT = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH])
 _Document: TypeAlias = x509.Certificate | x509.CertificateSigningRequest
 _Extension = TypeVar("_Extension", bound=x509.ExtensionType)
 
@@ -75,10 +75,7 @@ def make_request(identity: SigningKey, name: str, *, node_key_sha256: str | None
 
 
 def read_request(request: bytes) -> Member:
-    """What a request asks for, for a person to compare before it is certified.
-
-    Raises ProtocolError("certificate.format" | ".key_type" | ".signature" | ".name").
-    """
+    """What a request asks for, for a person to compare before it is certified."""
     try:
         asked = x509.load_pem_x509_csr(request)
         _ = asked.extensions  # read late by the library: what is malformed fails here
@@ -100,14 +97,12 @@ def certify(
     Of the request only key, name and node key are taken; the serial is 158 random bits. Raises as
     `read_request` and `require_authority` do, ProtocolError("certificate.name") for another name.
     """
-    ca = require_authority(authority.certificate, at=at)
-    asked = read_request(request)
+    ca, asked = require_authority(authority.certificate, at=at), read_request(request)
     _require(asked.name == name, "name", "the request was made under another name")
     builder = _builder(stream.bytes(20), (at, valid_days), name, asked.public_key, ca.subject)
     builder = builder.add_extension(x509.BasicConstraints(False, None), critical=True)
     builder = builder.add_extension(_usage(digital_signature=True), critical=True)
-    purpose = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH])
-    builder = builder.add_extension(purpose, critical=False)
+    builder = builder.add_extension(_CLIENT, critical=False)
     signer = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key._key.public_key())
     builder = builder.add_extension(signer, critical=False)
     names = _alternative_name(name, asked.node_key_sha256)
@@ -115,18 +110,20 @@ def certify(
 
 
 def require_authority(certificate: bytes, *, at: datetime) -> x509.Certificate:
-    """A pinned CA certificate (PEM), parsed.
+    """A pinned CA certificate (PEM), parsed: an Ed25519 key that signed itself and may certify."""
+    ca = _authority(certificate)
+    _require_valid(ca, at, "the authority")
+    return ca
 
-    Raises ProtocolError("certificate.format" | ".authority" | ".key_type" | ".expired" |
-    ".not_yet_valid").
-    """
+
+@lru_cache(maxsize=8)
+def _authority(certificate: bytes) -> x509.Certificate:
     ca = _parse(certificate)
     _ed25519(ca)
     _require(_is_issued_by(ca, ca), "authority", "is not signed by itself")
     constraints, usage = _extension(ca, x509.BasicConstraints), _extension(ca, x509.KeyUsage)
     certifies = constraints and constraints.ca and usage and usage.key_cert_sign
     _require(bool(certifies), "authority", "may not certify others")
-    _require_valid(ca, at, "the authority")
     return ca
 
 
@@ -135,16 +132,25 @@ def read_member(
 ) -> Member:
     """What a certificate (PEM) says, verified under the CA certificate `authority` at time `at`.
 
-    Raises what `require_authority` does, and ProtocolError("certificate.issuer" | ".serial" |
-    ".revoked" | ".critical" | ".constraints" | ".key_usage" | ".name" | ".node_key").
+    Raises ProtocolError("certificate.format" | ".authority" | ".issuer" | ".expired" | ".critical"
+    | ".not_yet_valid" | ".serial" | ".revoked" | ".key_type" | ".constraints" | ".key_usage" |
+    ".name" | ".node_key").
     """
-    ca, member = require_authority(authority, at=at), _parse(certificate)
+    require_authority(authority, at=at)
+    parsed, member = _member(certificate, authority)
+    _require_valid(parsed, at, "the certificate")
+    _require(member.serial not in revoked, "revoked", "the authority revoked it")
+    return member
+
+
+@lru_cache(maxsize=4096)  # a roster is verified every round
+def _member(certificate: bytes, authority: bytes) -> tuple[x509.Certificate, Member]:
+    """All of `read_member` that does not change with time."""
+    ca, member = _authority(authority), _parse(certificate)
     # (1) whoever else signed it vouches for nobody here
     _require(_is_issued_by(member, ca), "issuer", "not issued by this federation's authority")
-    _require_valid(member, at, "the certificate")
     # (2) a revocation names a serial, so every certificate needs one
     _require(0 < member.serial_number < 1 << 159, "serial", "must be in 1..2^159-1")
-    _require(member.serial_number not in revoked, "revoked", "the authority revoked it")
     # (3) what is critical and not understood limits the certificate in a way we cannot follow
     unknown = any(ext.critical and not isinstance(ext.value, _KNOWN) for ext in member.extensions)
     _require(not unknown, "critical", "has a critical extension that is not known here")
@@ -155,11 +161,10 @@ def read_member(
     # (5) nor may the certificate of a TLS server, of the same authority, stand for a member
     usage, purpose = _extension(member, x509.KeyUsage), _extension(member, x509.ExtendedKeyUsage)
     _require(usage == _usage(digital_signature=True), "key_usage", "must be digital signature")
-    is_client = purpose == x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH])
-    _require(is_client, "key_usage", "must be for client authentication alone")
+    _require(purpose == _CLIENT, "key_usage", "must be for client authentication alone")
     # (6) one name, said twice
     name, node_key_sha256 = _names(member)
-    return Member(name, public_key, node_key_sha256, member.serial_number)
+    return member, Member(name, public_key, node_key_sha256, member.serial_number)
 
 
 def verify_member(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import inspect
 import subprocess
+import textwrap
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -187,10 +190,7 @@ def forge(*, key=None, serial=77, extensions=None, drop=(), subject="node-1", at
 
 
 def usage(*flags):
-    every = (
-        "digital_signature content_commitment key_encipherment data_encipherment key_agreement "
-        "key_cert_sign crl_sign encipher_only decipher_only"
-    ).split()
+    every = inspect.signature(x509.KeyUsage).parameters
     return x509.KeyUsage(**{flag: flag in (flags or ("digital_signature",)) for flag in every})
 
 
@@ -234,7 +234,7 @@ BOTH = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageO
         ("name", {"extensions": {"names": (uris(MEMBER_URI + "node-2"), False)}}),
         ("name", {"extensions": {"names": (uris("urn:other:node-1"), False)}}),
         ("node_key", {"extensions": {"names": (uris(*[MEMBER_URI + "node-1"] * 2), False)}}),
-        ("name", {"extensions": {"names": (uris(*[MEMBER_URI + "node-1"] * 3), False)}}),
+        ("node_key", {"extensions": {"names": (uris(*[MEMBER_URI + "node-1"] * 3), False)}}),
         (
             "name",
             {"extensions": {"names": (x509.SubjectAlternativeName([x509.DNSName("a")]), False)}},
@@ -256,10 +256,47 @@ def test_an_unknown_extension_that_is_not_critical_is_ignored():
     assert read(forge(extensions={"unknown": (UNKNOWN, False)})).name == "node-1"
 
 
-@pytest.mark.parametrize("serial", [1 << 159, (1 << 160) - 1])
-def test_a_serial_longer_than_the_standard_allows(serial):
-    with pytest.raises((ProtocolError, ValueError)):
-        read(forge(serial=serial))
+def resigned(pem, old, new):
+    """The certificate with other bytes of equal length, signed again by the authority."""
+    tbs = x509.load_pem_x509_certificate(pem).tbs_certificate_bytes
+    assert tbs.count(old) == 1
+    tbs = tbs.replace(old, new)
+    body = tbs + bytes.fromhex("300506032b6570034100") + CA.key._key.sign(tbs)
+    der = base64.b64encode(b"\x30\x82" + len(body).to_bytes(2, "big") + body).decode()
+    lines = ["-----BEGIN CERTIFICATE-----", *textwrap.wrap(der, 64), "-----END CERTIFICATE-----"]
+    return "".join(line + "\n" for line in lines).encode()
+
+
+@pytest.mark.filterwarnings("ignore:Parsed a serial number")
+@pytest.mark.parametrize("serial", [b"\x00", b"\xff"])
+def test_a_serial_that_is_not_positive(serial):
+    assert read(resigned(forge(), b"\x02\x01\x4d", b"\x02\x01\x4e")).serial == 78
+    refuses("serial", read, resigned(forge(), b"\x02\x01\x4d", b"\x02\x01" + serial))
+    refuses("serial", read, forge(serial=1 << 159))  # longer than the standard allows
+
+
+def test_an_authority_that_another_one_made_is_no_root_to_pin():
+    extensions = {"constraints": (x509.BasicConstraints(True, 0), True)}
+    extensions["usage"] = (usage("key_cert_sign"), True)
+    below = forge(subject="sub-authority", extensions=extensions, drop=["purpose", "names"])
+    assert "not signed by itself" in refuses("authority", require_authority, below, at=NOW)
+
+
+@pytest.mark.parametrize("what", ["constraints", "usage"])
+def test_an_authority_must_say_that_it_is_one(what):
+    name = x509.load_pem_x509_certificate(CA.certificate).subject
+
+    def own(constraints, its_usage):
+        fields = {"key": CA.key._key.public_key(), "subject": name, "drop": ["purpose", "names"]}
+        extensions = {"constraints": (constraints, True), "usage": (its_usage, True)}
+        return forge(**fields, extensions=extensions)
+
+    yes, no = x509.BasicConstraints(True, 0), x509.BasicConstraints(False, None)
+    require_authority(own(yes, usage("key_cert_sign")), at=NOW)
+    other = own(no, usage("key_cert_sign")) if what == "constraints" else own(yes, usage())
+    refuses("authority", require_authority, other, at=NOW)
+    bare = forge(key=CA.key._key.public_key(), subject=name, drop=["purpose", "names", what])
+    refuses("authority", require_authority, bare, at=NOW)
 
 
 # ---- rosters
