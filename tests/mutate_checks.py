@@ -44,13 +44,8 @@ TARGETS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "fedattn.certificates": (
         CERTIFICATES,
         (
-            "_authority",
-            "_member",
-            "read_member",
-            "load_roster",
-            "_names",
-            "_parse",
-            "_require_valid",
+            *("_authority", "_member", "read_member", "load_roster", "read_request", "split_pem"),
+            *("_ed25519", "_names", "_parse", "_require_valid", "_utc"),
         ),
     ),
 }

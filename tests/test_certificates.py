@@ -28,6 +28,7 @@ from fedattn.certificates import (
     read_member,
     read_request,
     require_authority,
+    split_pem,
     verify_member,
 )
 from fedattn.errors import ProtocolError
@@ -374,6 +375,14 @@ def test_one_certificate_has_one_encoding():
         refuses("format", read, bad)
         refuses("format", require_authority, bad, at=NOW)
     refuses("format", read_request, pem)
+
+
+def test_a_bundle_holds_certificates_and_nothing_else():
+    pems = [issue(), issue(name="node-2", seed=6)]
+    assert split_pem(b"".join(pems)) == pems
+    assert split_pem(b"") == []
+    for bad in (b"garbage", pems[0] + b"garbage", b"garbage\n" + pems[0], pems[0][:-30]):
+        refuses("format", split_pem, bad)
 
 
 @given(st.binary(max_size=300) | st.integers(0, 2000).map(lambda i: (i, True)))

@@ -171,7 +171,7 @@ class RoundRunner:
         if declined is not None:
             return f"declined by rule {declined[:64]}"
         try:
-            accept(index, wire.field(reply, "message"))
+            accept(index, wire.take(reply, "message"))
         except ProtocolError as error:
             return f"failed the check {error.check}"
         return None

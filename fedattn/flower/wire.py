@@ -69,6 +69,17 @@ def field(message: Message, name: str) -> bytes:
     return value
 
 
+def take(message: Message, name: str) -> bytes:
+    """As `field`, and the message forgets the bytes.
+
+    Flower's records are in reference cycles, so a dropped message keeps its content until the
+    garbage collector comes by: a server's memory would grow by a vector per reply.
+    """
+    value = field(message, name)
+    del message.content.config_records[_RECORD][name]
+    return value
+
+
 def refusal(message: Message) -> str | None:
     """The rule by which a client declined, if it did."""
     record = message.content.config_records.get(_RECORD)
