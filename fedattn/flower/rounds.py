@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from fedattn.ledger import LedgerEntry
 from fedattn.secagg.server import ServerRound
 from fedattn.update import Words
 
+_RULE = re.compile(r"[a-z0-9_.]{1,64}")
 _POLL_S = 0.2
 _PULLED_AT_ONCE = 4  # Flower's HTTP grid inflates every reply of a call before it returns
 
@@ -169,7 +171,9 @@ class RoundRunner:
             return f"no usable reply (Flower error code {reply.error.code})"
         declined = wire.refusal(reply)
         if declined is not None:
-            return f"declined by rule {declined[:64]}"
+            # a lying device could send anything, terminal escapes too
+            shown = declined if _RULE.fullmatch(declined) else "(no name of a rule)"
+            return f"declined by rule {shown}"
         try:
             accept(index, wire.take(reply, "message"))
         except ProtocolError as error:
