@@ -6,23 +6,20 @@ values, so that server, devices and auditor name the same model alike.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from importlib.resources import as_file, files
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fedattn.config import Architecture, ModelConfig
+from fedattn.config import ModelConfig
 from fedattn.errors import ModelError
 from fedattn.model import AttentionGenerator
+from fedattn.start import FORMAT, PUBLIC, read_checkpoint, vector_sha256, weights_sha256
 
-FORMAT = "fedattn-model/1"
-PUBLIC = "public.safetensors"  # in fedattn/assets, with its model card beside it
 _TIED = "head.weight"
 
 
@@ -58,39 +55,19 @@ def save_model(
 
 def load_model(path: Path) -> AttentionGenerator:
     """Read a checkpoint as float32 on the CPU; ModelError says what does not fit."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise ModelError(
-            f"{path}: no such checkpoint; `make pretrain` makes the public one"
-        ) from None
-    except (SafetensorError, OSError):
-        raise ModelError(f"{path}: not a safetensors file") from None
-    if metadata.get("format") != FORMAT:
-        raise ModelError(f"{path}: not a {FORMAT} checkpoint; save it with fedattn")
-    try:
-        shape = Architecture.model_validate_json(metadata["architecture"])
-    except (KeyError, ValueError):
-        raise ModelError(f"{path}: no valid architecture in its metadata") from None
-    model = AttentionGenerator(shape)
-    expected = {name: value.shape for name, value in model.state_dict().items() if name != _TIED}
-    if expected != {name: value.shape for name, value in weights.items()}:
-        raise ModelError(f"{path}: weights do not fit the architecture in its metadata")
-    if not all(torch.isfinite(value).all() for value in weights.values()):
-        raise ModelError(f"{path}: weights are not finite")
+    found = read_checkpoint(path)
+    model = AttentionGenerator(found.architecture)
+    weights = {name: torch.from_numpy(value) for name, value in found.weights.items()}
     model.load_state_dict({**weights, _TIED: weights["embedding.weight"]})
     return model
 
 
 def model_sha256(model: AttentionGenerator) -> str:
     """Hex digest over names, shapes and float32 values, in the model's own order."""
-    digest = hashlib.sha256(FORMAT.encode())
-    for name, value in model.named_parameters():
-        digest.update(f"{name}{tuple(value.shape)}".encode())
-        digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return weights_sha256(
+        (name, value.detach().to("cpu", torch.float32).numpy())
+        for name, value in model.named_parameters()
+    )
 
 
 def released_sha256(start_sha256: str, vector: Tensor) -> str:
@@ -98,9 +75,7 @@ def released_sha256(start_sha256: str, vector: Tensor) -> str:
 
     `vector` (d,) float32 holds the trainable parameters; the frozen ones are those of the start.
     """
-    digest = hashlib.sha256(FORMAT.encode() + bytes.fromhex(start_sha256))
-    digest.update(vector.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return vector_sha256(start_sha256, vector.detach().to("cpu", torch.float32).numpy())
 
 
 def read_vector(model: AttentionGenerator, names: list[str]) -> Tensor:

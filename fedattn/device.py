@@ -1,57 +1,80 @@
-"""One client: its identity, its own config as policy, its ledger of spent privacy, its data.
+"""One client: its identity, its policy, its ledger of spent privacy, its data.
 
-The device decides. It compares an instruction with its own config and with what it has spent
-over its whole life (here: the run directory), and declines before it reads private data. The
-spend is written and fsynced before anything computed from data leaves.
+The device decides. It compares an instruction with its policy and with what its data has spent
+over their whole life, and declines before it reads private data. The spend is on disk before
+anything computed from data leaves. Nothing here needs torch until a round trains.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
-from fedattn.batches import Record, tokenize
-from fedattn.certificates import load_roster, split_pem, verify_member
-from fedattn.checkpoint import (
-    model_sha256,
-    read_vector,
-    released_sha256,
-    start_model,
-    write_vector,
+from fedattn.certificates import (
+    later_revocations,
+    load_roster,
+    read_member,
+    read_revocations,
+    split_pem,
+    verify_member,
 )
-from fedattn.config import Config, DataConfig, ModelConfig
-from fedattn.data import Dialogue, Partition, load_dialogues, partition
-from fedattn.errors import FedattnError, RefusalError
+from fedattn.config import DataConfig, ModelConfig
+from fedattn.counters import Counter, CounterMemory
+from fedattn.device_ledger import DeviceLedger, LedgerState
+from fedattn.durable import write_durably
+from fedattn.errors import FedattnError, ProtocolError, RefusalError
 from fedattn.instruction import Instruction
-from fedattn.model import AttentionGenerator, trainable_names
-from fedattn.privacy.events import Event, event_from_dict, event_to_dict, round_event
-from fedattn.privacy.rows import participations, passed_budgets
+from fedattn.policy import Policy, rules
 from fedattn.randomness import Randomness
 from fedattn.signing import SigningKey
-from fedattn.tokens import Tokenizer
-from fedattn.train import LocalResult, noise_only, train_locally
+from fedattn.start import start_dimension, start_facts, vector_sha256
+
+if TYPE_CHECKING:
+    from fedattn.config import Config
+    from fedattn.train import LocalResult
 
 
 class Device:
-    """The device that holds client `index`'s conversations (0..clients-1) in `folder`."""
+    """The device in `folder`, which follows `policy`; client `index` (0..clients-1) of it.
 
-    def __init__(self, folder: Path, config: Config, index: int) -> None:
-        self.folder, self.config, self.index = folder, config, index
-        self._spend_path = folder / "spend.jsonl"
+    `index` says which conversations are its own where a simulation shares one source, and which
+    stream of randomness in a seeded run. Of data of its own the ledger lies beside the data file:
+    whatever federation the device is in, they are spent once.
+    """
+
+    def __init__(self, folder: Path, policy: Policy, index: int = 0) -> None:
+        self.folder, self.policy, self.index = folder, policy, index
 
     @property
     def identity(self) -> SigningKey:
-        """The Ed25519 key made on this device when first needed."""
-        path = self.folder / "identity.pem"
+        """The Ed25519 key of secure aggregation, made on this device when first needed."""
+        return self._own_key("identity")
+
+    @property
+    def ledger_key(self) -> SigningKey:
+        """The Ed25519 key that signs the ledger's lines, made on this device when first needed."""
+        return self._own_key("ledger-key")
+
+    def _own_key(self, name: str) -> SigningKey:
+        path = self.folder / f"{name}.pem"
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
-            SigningKey.generate(self.randomness("identity")).save(path)
+            whole = path.with_name(f"{name}.new")  # a full disk must not leave half a key
+            whole.unlink(missing_ok=True)
+            SigningKey.generate(self.randomness(name)).save(whole)
+            with suppress(FileExistsError):  # another process was first: its key stays
+                os.link(whole, path)
+            whole.unlink()
         return SigningKey.load(path)
 
     @property
@@ -62,11 +85,58 @@ class Device:
             raise RefusalError("certificate", "this device has none; join a federation")
         return path.read_bytes()
 
+    @property
+    def ledger(self) -> DeviceLedger:
+        """What this device's data has answered and spent."""
+        if self.policy.data is None:
+            return DeviceLedger(self.folder / "spend.jsonl", lambda: self.ledger_key)
+        data = Path(self.policy.data.path).resolve()
+        path = data.with_name(f"{data.name}.ledger.jsonl")
+        return DeviceLedger(path, lambda: self.ledger_key, data.name)
+
+    @property
+    def data(self) -> tuple[DataConfig, int]:
+        """The source of this device's conversations, and which client of it this device is."""
+        if self.policy.data is not None:
+            return self.policy.data.config, 0
+        assert self.policy.agreed_config is not None
+        return self.policy.agreed_config.data, self.index
+
+    @property
+    def peers(self) -> CounterMemory:
+        """What this device remembers of the other members' ledgers."""
+        return CounterMemory(self.folder / "peers.json")
+
+    def require_ledger_of(self, remembered: bytes) -> None:
+        """RefusalError("ledger_restored") if this device once signed for a longer ledger.
+
+        `remembered`: the newest counter of this device that others know, empty if none.
+        ProtocolError("counter.*") for one that this device never signed.
+        """
+        if not remembered:
+            return
+        counter = Counter.parse(remembered)
+        if counter.key != self.identity.public_bytes or not counter.is_genuine:
+            raise ProtocolError("counter.signature", "is not this device's own word")
+        if not self.ledger.read().contains(LedgerState(counter.count, counter.head.hex())):
+            raise RefusalError(
+                "ledger_restored",
+                "this ledger lacks lines that the device signed for: an old copy lies there. Bring "
+                "the newer one back; if it is lost, have this identity revoked and do not train on "
+                "these data again",
+            )
+
+    def counter(self, instruction: Instruction) -> Counter:
+        """This device's signed word on its ledger, which has accepted `instruction`."""
+        state = self.ledger.read().state
+        head = bytes.fromhex(state.head)
+        return Counter.sign(self.identity, instruction.sha256, state.count, head)
+
     def randomness(self, *labels: str) -> Randomness:
         """OS entropy; in a seeded run a stream of this device and these labels."""
-        if self.config.seed is None:
+        if self.policy.seed is None:
             return Randomness.from_os()
-        return Randomness.seeded(self.config.seed, "device", str(self.index), *labels)
+        return Randomness.seeded(self.policy.seed, "device", str(self.index), *labels)
 
     def join(self, certificate: bytes, authority: bytes) -> None:
         """Pin the federation's authority and keep this device's certificate (both PEM).
@@ -79,182 +149,142 @@ class Device:
         (self.folder / "authority.pem").write_bytes(authority)
         (self.folder / "certificate.pem").write_bytes(certificate)
 
-    def meet(self, certificates: bytes) -> None:
+    def meet(self, certificates: bytes, revoked: bytes = b"") -> None:
         """Remember the other members' certificates (PEM, one after another), verified.
 
-        ProtocolError("certificate.*") if the pinned authority did not issue one of them.
+        `revoked`: the authority's list of certificates that it took back (CRL, PEM), if the server
+        has one; it replaces the list that the device holds. ProtocolError("certificate.*") if the
+        pinned authority did not issue one of them, ("certificate.revocations.*") for a list that
+        it did not issue, that ended, or that is older than the one held.
         """
         self._certified(certificates)
-        (self.folder / "members.pem").write_bytes(certificates)
+        if revoked:
+            now, held = datetime.now(UTC), self._held_revocations()
+            later_revocations(held, revoked, self._authority(), at=now)
+            if revoked != held:
+                self._keep("revoked.crl", revoked)
+        self._keep("members.pem", certificates)
 
-    def _certified(self, certificates: bytes) -> tuple[bytes, ...]:
+    def _keep(self, name: str, stored: bytes) -> None:
+        try:
+            write_durably(self.folder / name, stored)
+        except FedattnError:
+            raise RefusalError("folder", "cannot be written on this device") from None
+
+    def _authority(self) -> bytes:
         pinned = self.folder / "authority.pem"
         if not pinned.exists():
             raise RefusalError("authority", "none is pinned on this device; join a federation")
-        now = datetime.now(UTC)
-        return _roster(certificates, pinned.read_bytes(), now.replace(microsecond=0))
+        return pinned.read_bytes()
+
+    def _held_revocations(self) -> bytes:
+        held = self.folder / "revoked.crl"
+        return held.read_bytes() if held.exists() else b""
+
+    def _certified(self, certificates: bytes) -> dict[bytes, int]:
+        """Serial by public key of verified members."""
+        return _roster(certificates, self._authority(), datetime.now(UTC).replace(microsecond=0))
 
     def accept(self, instruction: Instruction) -> int:
-        """This device's place in the roster (1..n), or RefusalError naming the violated rule."""
-        own = self.config
-        for section in ("privacy", "secagg", "train", "model", "seed"):
-            # One rule for all: what this device agreed to when it joined, and nothing weaker.
-            if getattr(instruction.config, section) != getattr(own, section):
-                raise RefusalError(f"config.{section}", "differs from this device's own")
-        if instruction.config.data.clients != own.data.clients:
-            # A simulated cohort's noise is scaled by it (privacy.hypothetical).
-            raise RefusalError("config.data.clients", "differs from this device's own")
-        if instruction.dimension != start_dimension(own.model, own.seed):
-            raise RefusalError("dimension", "is not that of the model installed here")
-        if instruction.event != round_event(own, instruction.dimension):
-            raise RefusalError("event", "is not what the config makes of a round")
+        """This device's place in the roster (1..n), or RefusalError naming the violated rule.
+
+        Once it returns, the ledger says on disk that the instruction was answered.
+        """
+        config = instruction.config
+        rules.check(self.policy, instruction)
+        rules.check_round(instruction, start_dimension(config.model))
         key = self.identity.public_bytes
+        self._check_roster(instruction, key)
+        rules.check_cohort(instruction)
+        if instruction.start_sha256 != self._start_sha256(config):
+            raise RefusalError("start_model", "is not the one installed here")
+        with self.ledger.locked() as ledger:
+            rules.check_replay(instruction, ledger.lines)
+            rules.check_spend(self.policy, instruction, ledger.lines.spent)
+            # A second advertisement under one hash would let the server show peers different keys.
+            ledger.append("accepted", rules.answer_to(instruction))
+        return instruction.roster.index(key) + 1
+
+    def _check_roster(self, instruction: Instruction, key: bytes) -> None:
         if instruction.roster.count(key) != 1:
             raise RefusalError("roster", "must list this device exactly once")
         members = self.folder / "members.pem"
-        certified = self._certified(members.read_bytes()) if members.exists() else ()
+        certified = self._certified(members.read_bytes()) if members.exists() else {}
         if not set(instruction.roster) <= set(certified):
             raise RefusalError("certified", "the roster lists a key without a certificate")
-        if len(instruction.roster) < own.secagg.threshold:
-            raise RefusalError("cohort", f"below this device's threshold {own.secagg.threshold}")
-        if len(instruction.roster) > own.data.clients:
-            raise RefusalError("cohort", f"above the {own.data.clients} clients of the federation")
-        if instruction.start_sha256 != installed_start(own.model, own.seed)[1]:
-            raise RefusalError("start_model", "is not the one installed here")
-        lines = self._spent()
-        if instruction.sha256.hex() in {name for name, _ in lines}:
-            raise RefusalError("replay", "this instruction was answered before")
-        self._check_spend(instruction, lines)
-        # A second advertisement under one hash would let the server show peers different keys.
-        self._write("accepted", instruction)
-        return instruction.roster.index(key) + 1
+        held = self._held_revocations()
+        if held:
+            revoked = read_revocations(held, self._authority(), at=datetime.now(UTC)).serials
+            if any(certified[member] in revoked for member in instruction.roster):
+                raise RefusalError("revoked", "the roster lists a key that the authority took back")
 
-    def train(self, instruction: Instruction, vector: Tensor) -> LocalResult:
+    def train(self, instruction: Instruction, vector: npt.ArrayLike) -> LocalResult:
         """Record the spend, then train on this device's conversations from `vector` (d,).
 
-        Whatever reading the data raises, the result is noise as for a device without a record:
-        an absence or an error would tell the server about the data.
+        RefusalError, before data is read, for other weights than the instruction names, for one
+        that was not accepted or was trained before, and for what has been spent since.
         """
-        model, start = installed_start(self.config.model, self.config.seed)
-        if released_sha256(start, vector) != instruction.model_sha256:
+        from fedattn import contribution
+
+        weights = np.asarray(vector, np.float32)
+        config = instruction.config
+        _, start = contribution.installed_start(config.model, config.seed)
+        if vector_sha256(start, weights) != instruction.model_sha256:
             raise RefusalError("model", "is not the one that the instruction names")
-        write_vector(model, trainable_names(model, self.config.model.trainable), vector)
-        tokenizer = Tokenizer(model.shape.vocab_size)
+        with self.ledger.locked() as ledger:
+            # (accept checked all this, but another round may have been accepted or trained since)
+            name = instruction.sha256.hex()
+            accepted = {answer.instruction for answer in ledger.lines.accepted}
+            spent = {answer.instruction for answer in ledger.lines.spent}
+            if name not in accepted or name in spent:
+                raise RefusalError("accepted", "was not accepted, or trained before")
+            rules.check_spend(self.policy, instruction, ledger.lines.spent)
+            ledger.append("spent", rules.answer_to(instruction))
+        data, index = self.data
         randomness = self.randomness("train", str(instruction.round))
-        # (accept checked both, but another round may have been accepted or trained since)
-        lines, name = self._spent(), instruction.sha256.hex()
-        if [event for line, event in lines if line == name] != [None]:
-            raise RefusalError("accepted", "this instruction was not accepted, or trained before")
-        self._check_spend(instruction, lines)
-        self._write("spent", instruction)
-        try:
-            records = self.records(tokenizer)
-            return train_locally(model, tokenizer, records, self.config, randomness)
-        except Exception:
-            # Steps already taken left nothing behind; fresh randomness, or noise would repeat.
-            write_vector(model, trainable_names(model, self.config.model.trainable), vector)
-            return noise_only(model, tokenizer, self.config, randomness.child("noise only"))
+        return contribution.contribute(self._placed(config), data, index, weights, randomness)
 
-    def records(self, tokenizer: Tokenizer) -> Sequence[Record]:
-        """This device's conversations, tokenised; possibly none."""
-        return _records(self.config.data, self.index, tokenizer.vocab_size)
+    def _placed(self, config: Config) -> Config:
+        """`config` as this device computes it: where, with how many threads, in which memory."""
+        if self.policy.limits is None:
+            return config
+        return config.placed(self.policy.placement)
 
-    def _spent(self) -> list[tuple[str, Event | None]]:
-        """Instructions answered so far, and what each cost where training began."""
-        if not self._spend_path.exists():
-            return []
-        try:
-            lines = [json.loads(line) for line in self._spend_path.read_text().splitlines()]
-            if not {line["kind"] for line in lines} <= {"accepted", "spent"}:
-                raise ValueError
-            return [
-                (line["instruction"], event_from_dict(line["event"]))
-                if line["kind"] == "spent"
-                else (line["instruction"], None)
-                for line in lines
-            ]
-        except (OSError, ValueError, KeyError, TypeError, FedattnError):
-            raise RefusalError("spend_ledger", "cannot be read on this device") from None
-
-    def _check_spend(
-        self, instruction: Instruction, lines: Sequence[tuple[str, Event | None]]
-    ) -> None:
-        """No participation too many, and no budget passed by this device's own rounds."""
-        events = [event for _, event in lines if event is not None]
-        if len(events) >= participations(self.config):
-            raise RefusalError("participations", "this device has taken part as often as it may")
-        passed = passed_budgets(self.config, instruction.dimension, [*events, instruction.event])
-        if passed:
-            raise RefusalError("budget", f"epsilon against {passed[0]} would pass its budget")
-
-    def _write(self, kind: str, instruction: Instruction) -> None:
-        line = {
-            "kind": kind,
-            "instruction": instruction.sha256.hex(),
-            "round": instruction.round,
-            "event": event_to_dict(instruction.event),
-        }
-        try:
-            with self._spend_path.open("a") as file:
-                file.write(json.dumps(line, sort_keys=True) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            folder = os.open(self.folder, os.O_RDONLY)
-            os.fsync(folder)  # or a new file's name could be lost
-            os.close(folder)
-        except OSError:
-            raise RefusalError("spend_ledger", "cannot be written on this device") from None
+    def _start_sha256(self, config: Config) -> str:
+        """Hash of the installed start model."""
+        if config.model.start != "random":
+            return start_facts(config.model).sha256
+        return _random_start(config.model, config.seed, self.folder / "random-starts.json")
 
 
 @lru_cache(maxsize=16)
-def _roster(certificates: bytes, authority: bytes, second: datetime) -> tuple[bytes, ...]:
+def _roster(certificates: bytes, authority: bytes, second: datetime) -> dict[bytes, int]:
     """A bundle's verified members; remembered for a second: in a simulation all ask at once."""
-    return load_roster(split_pem(certificates), authority, at=second)
+    pems = split_pem(certificates)
+    load_roster(pems, authority, at=second)
+    members = [read_member(pem, authority, at=second) for pem in pems]
+    return {each.public_key: each.serial for each in members if each.serial is not None}
 
 
-def start_dimension(config: ModelConfig, seed: int | None) -> int:
-    """d: trainable parameters of the installed start model."""
-    model, _ = installed_start(config, seed)
-    return len(read_vector(model, trainable_names(model, config.trainable)))
+_random_starts: dict[str, str] = {}
 
 
-@lru_cache(maxsize=4)
-def installed_start(config: ModelConfig, seed: int | None) -> tuple[AttentionGenerator, str]:
-    """The installed start model and its hash; one instance serves all devices of a process."""
-    model = start_model(config, seed=seed)
-    return model, model_sha256(model)
+def _random_start(config: ModelConfig, seed: int | None, memory: Path) -> str:
+    """Hash of a random start model, remembered: only torch can make it, and torch is slow to start.
 
+    A wrong memory makes this device decline, no more: it trains from what torch makes.
+    """
+    drawn = f"{version('torch')} {seed} {config.model_dump_json()}"
+    name = hashlib.sha256(drawn.encode()).hexdigest()
+    if name in _random_starts:
+        return _random_starts[name]
+    stored: dict[str, str] = {}
+    with suppress(OSError, ValueError):
+        stored = json.loads(memory.read_text())
+    if name not in stored:
+        from fedattn.contribution import installed_start
 
-def load_partition(config: DataConfig) -> Partition:
-    """All conversations of `config` with their owners; read once a process."""
-    return _partition(config.model_dump_json())
-
-
-@lru_cache(maxsize=2)
-def _partition(config_json: str) -> Partition:
-    config = DataConfig.model_validate_json(config_json)
-    return partition(load_dialogues(config, skip_bad=config.skip_bad), config)
-
-
-def _records(config: DataConfig, index: int, vocab_size: int) -> Sequence[Record]:
-    return _tokenized(config.model_dump_json(), index, vocab_size)
-
-
-@lru_cache(maxsize=1024)
-def _tokenized(config_json: str, index: int, vocab_size: int) -> tuple[Record, ...]:
-    config = DataConfig.model_validate_json(config_json)
-    dialogues = load_partition(config).train[index]
-    tokenizer, limit = Tokenizer(vocab_size), config.max_reply_bytes
-    try:
-        return tuple(tokenize(dialogues, tokenizer, limit))
-    except Exception:
-        # One record that cannot be tokenised must not take the others with it: alone, it counts
-        # as absent, which one record's guarantee covers.
-        return tuple(record for item in dialogues for record in _alone(item, tokenizer, limit))
-
-
-def _alone(dialogue: Dialogue, tokenizer: Tokenizer, max_reply_bytes: int) -> list[Record]:
-    try:
-        return tokenize([dialogue], tokenizer, max_reply_bytes)
-    except Exception:
-        return []
+        stored[name] = installed_start(config, seed)[1]
+        with suppress(FedattnError):
+            write_durably(memory, json.dumps(stored).encode())
+    return _random_starts.setdefault(name, stored[name])

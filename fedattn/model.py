@@ -21,10 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedattn.config import Architecture
+from fedattn.parameters import NUM_BUCKETS, SPECIALS, is_trainable
 
-NUM_BUCKETS = 32
 MAX_DISTANCE = 128
-_SPECIALS = 5  # <pad> <bos> <eos> <me> <you>, after the byte-pair ids
 
 
 @dataclass(frozen=True)
@@ -192,7 +191,7 @@ class AttentionGenerator(nn.Module):
         super().__init__()
         self.shape = shape
         d, heads = shape.d_model, shape.heads
-        size = shape.vocab_size + _SPECIALS
+        size = shape.vocab_size + SPECIALS
         self.pad = shape.vocab_size
         self.embedding = nn.Embedding(size, d)
         self.encoder = nn.ModuleList(EncoderLayer(d, heads) for _ in range(shape.encoder_layers))
@@ -274,7 +273,7 @@ def trainable_names(model: AttentionGenerator, which: str) -> list[str]:
     return [
         name
         for name, parameter in model.named_parameters()
-        if which == "all" or parameter.dim() == 1 or name.endswith("bias.weight")
+        if is_trainable(name, parameter.dim(), which)
     ]
 
 

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fedattn import device
+from fedattn import contribution
 from fedattn.config import Config, config_from_dict
+from fedattn.data import partitions
 from fedattn.device import Device
 from fedattn.simulate import found_federation
 
@@ -53,8 +54,8 @@ def conversations(count: int = 60, flavour: int = 0) -> list[dict[str, Any]]:
 def write(path: Path, items: list[dict[str, Any]]) -> Path:
     """The conversations as JSONL; what a process remembers of an earlier file is forgotten."""
     path.write_text("".join(json.dumps(item) + "\n" for item in items))
-    device._partition.cache_clear()
-    device._tokenized.cache_clear()
+    partitions._partition.cache_clear()
+    contribution._tokenized.cache_clear()
     return path
 
 

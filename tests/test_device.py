@@ -11,13 +11,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-import fedattn.device
+import fedattn.contribution
 import fedattn.train
 from fedattn.checkpoint import model_sha256, read_vector, released_sha256
-from fedattn.device import Device, installed_start, load_partition
+from fedattn.contribution import installed_start
+from fedattn.data import load_partition
+from fedattn.device import Device
 from fedattn.errors import RefusalError
 from fedattn.instruction import Instruction
 from fedattn.model import trainable_names
+from fedattn.policy import Policy
 from fedattn.privacy.accountants import spend
 from fedattn.privacy.events import NoNoise, PoissonGaussian, event_to_dict, round_event
 from fedattn.tokens import Tokenizer
@@ -30,12 +33,17 @@ def read_line(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def kinds(path):
+    """Of all lines after the first."""
+    return [line["kind"] for line in read_line(path)[1:]] if path.exists() else []
+
+
 class Federation:
     """Devices, the first of which is under test, and the server's view of round 1."""
 
     def __init__(self, folder, config, members=3):
-        self.config = config
-        self.members = [Device(folder / f"device-{i}", config, i) for i in range(members)]
+        self.config, self.policy = config, Policy.agreed(config)
+        self.members = [Device(folder / f"device-{i}", self.policy, i) for i in range(members)]
         self.device = self.members[0]
         self.authority, self.certificates = certified(self.members, folder)
         self.roster = tuple(member.identity.public_bytes for member in self.members)
@@ -58,7 +66,7 @@ class Federation:
 
     def again(self):
         """The same device after a restart."""
-        return Device(self.device.folder, self.config, 0)
+        return Device(self.device.folder, self.policy)
 
 
 @pytest.fixture
@@ -92,8 +100,8 @@ def unreadable(monkeypatch):
     def fail(*_):
         raise AssertionError("private data was read")
 
-    monkeypatch.setattr(fedattn.device, "load_partition", fail)
-    monkeypatch.setattr(fedattn.device, "_records", fail)
+    monkeypatch.setattr(fedattn.contribution, "load_partition", fail)
+    monkeypatch.setattr(fedattn.contribution, "records", fail)
 
 
 def test_an_agreed_instruction_is_accepted_at_its_place_in_the_roster(federate, unreadable):
@@ -134,7 +142,7 @@ def test_a_config_it_did_not_agree_to_is_refused(
     with pytest.raises(RefusalError) as caught:
         federation.device.accept(instruction)
     assert caught.value.rule == f"config.{section}"
-    assert not federation.spend_path.exists()
+    assert kinds(federation.spend_path) == []
 
 
 @pytest.mark.parametrize(
@@ -159,7 +167,7 @@ def test_what_breaks_a_rule_is_refused_by_its_name(federate, unreadable, rule, c
     with pytest.raises(RefusalError) as caught:
         federation.device.accept(federation.instruction(**changes))
     assert caught.value.rule == rule
-    assert not federation.spend_path.exists()
+    assert kinds(federation.spend_path) == []
 
 
 def test_one_instruction_is_answered_once_even_after_a_restart(federate, unreadable):
@@ -186,8 +194,7 @@ def test_the_budget_holds_over_the_devices_life(federate):
         for rounds in range(20):
             live_through(rounds)
     assert 0 < rounds < 20
-    spent = [line for line in read_line(federation.spend_path) if line["kind"] == "spent"]
-    assert len(spent) == rounds
+    assert kinds(federation.spend_path).count("spent") == rounds
     with pytest.raises(RefusalError) as caught:
         live_through(rounds)
     assert caught.value.rule == "budget"
@@ -216,7 +223,7 @@ def test_a_cohort_above_the_federations_size_is_refused(federate, unreadable):
     with pytest.raises(RefusalError, match="above the 2 clients") as caught:
         federation.device.accept(federation.instruction())
     assert caught.value.rule == "cohort"
-    assert not federation.spend_path.exists()
+    assert kinds(federation.spend_path) == []
     assert federation.device.accept(federation.instruction(roster=federation.roster[:2])) == 1
 
 
@@ -227,7 +234,7 @@ def test_another_number_of_clients_than_agreed_is_refused(federate, make_config,
     with pytest.raises(RefusalError) as caught:
         federation.device.accept(federation.instruction(config=fewer))
     assert caught.value.rule == "config.data.clients"
-    assert not federation.spend_path.exists()
+    assert kinds(federation.spend_path) == []
 
 
 def test_a_sampled_cohort_is_introduced_anew_in_each_round(federate, unreadable):
@@ -272,8 +279,7 @@ def test_an_accepted_instruction_that_never_trained_costs_nothing(
     federation = federate(privacy__epsilon_budget=1.1 * one)
     for round_ in range(1, 4):
         federation.device.accept(federation.instruction(round_))
-    line, *_ = read_line(federation.spend_path)
-    assert line["kind"] == "accepted"
+    assert kinds(federation.spend_path) == 3 * ["accepted"]
 
 
 def test_two_open_rounds_do_not_pass_the_budget_together(federate, make_config):
@@ -294,70 +300,12 @@ def test_what_was_not_accepted_or_was_trained_before_does_not_train(federate):
         federation.device.train(federation.instruction(), federation.vector)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        "{",
-        "\n",
-        "[]\n",
-        "{}\n",
-        "5\n",
-        '{"kind": "spent", "instruction": "ab"}\n',
-        '{"kind": "spent", "instruction": "ab", "event": {"kind": "less"}}\n',
-        '{"kind": "spent", "instruction": "ab", "event": {"kind": "poisson_gaussian"}}\n',
-    ],
-)
-def test_a_damaged_spend_ledger_refuses(federate, unreadable, damage):
-    federation = federate()
-    federation.spend_path.write_text(damage)
-    with pytest.raises(RefusalError) as caught:
-        federation.device.accept(federation.instruction())
-    assert caught.value.rule == "spend_ledger"
-    assert federation.spend_path.read_text() == damage
-
-
-def test_a_spend_ledger_that_is_no_text_or_no_file_refuses(federate, unreadable):
-    federation = federate()
-    federation.spend_path.write_bytes(b"\xff\xfe")
-    with pytest.raises(RefusalError, match="spend_ledger"):
-        federation.device.accept(federation.instruction())
-    federation.spend_path.unlink()
-    federation.spend_path.mkdir()
-    with pytest.raises(RefusalError, match="spend_ledger"):
-        federation.device.accept(federation.instruction())
-
-
-def test_a_spend_of_unknown_kind_refuses(federate, unreadable):
-    federation = federate()
-    event = event_to_dict(round_event(federation.config, len(federation.vector)))
-    line = {"kind": "spend", "instruction": "ab", "event": event}
-    federation.spend_path.write_text(json.dumps(line) + "\n")
-    with pytest.raises(RefusalError, match="spend_ledger"):
-        federation.device.accept(federation.instruction())
-
-
-def test_without_a_writable_ledger_nothing_is_accepted_or_trained(
-    federate, unreadable, monkeypatch
-):
-    federation = federate()
-
-    def full(_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(RefusalError, match="spend_ledger: cannot be written"):
-        federation.device.accept(federation.instruction())
-    monkeypatch.setattr(fedattn.device, "train_locally", lambda *_: pytest.fail("trained"))
-    with pytest.raises(RefusalError, match="spend_ledger: cannot be written"):
-        federation.device.train(federation.instruction(), federation.vector)
-
-
 def test_the_spend_is_on_disk_before_data_is_read_and_before_training(federate, monkeypatch):
     federation = federate()
     instruction = federation.instruction()
     federation.device.accept(instruction)
     seen, synced, true_fsync = [], [], os.fsync
-    true_records = fedattn.device._records
+    true_records = fedattn.contribution.records
 
     def look(stage):
         seen.append((stage, read_line(federation.spend_path)[-1]["kind"], bool(synced)))
@@ -371,13 +319,13 @@ def test_the_spend_is_on_disk_before_data_is_read_and_before_training(federate, 
         return fedattn.train.train_locally(*args)
 
     monkeypatch.setattr(os, "fsync", lambda handle: (synced.append(handle), true_fsync(handle)))
-    monkeypatch.setattr(fedattn.device, "_records", records)
-    monkeypatch.setattr(fedattn.device, "train_locally", train)
+    monkeypatch.setattr(fedattn.contribution, "records", records)
+    monkeypatch.setattr(fedattn.contribution, "train_locally", train)
     federation.device.train(instruction, federation.vector)
     assert seen == [("read", "spent", True), ("train", "spent", True)]
-    line = read_line(federation.spend_path)[-1]
-    assert line["instruction"] == instruction.sha256.hex()
-    assert line["event"] == event_to_dict(instruction.event)
+    body = read_line(federation.spend_path)[-1]["body"]
+    assert body["instruction"] == instruction.sha256.hex()
+    assert body["event"] == event_to_dict(instruction.event)
 
 
 @pytest.mark.parametrize("crash", [KeyboardInterrupt, SystemExit])
@@ -388,11 +336,11 @@ def test_a_spend_survives_a_crash_in_training(federate, monkeypatch, crash):
     def die(*_):
         raise crash
 
-    monkeypatch.setattr(fedattn.device, "train_locally", die)
+    monkeypatch.setattr(fedattn.contribution, "train_locally", die)
     with pytest.raises(crash):
         federation.device.train(federation.instruction(), federation.vector)
     restarted = federation.again()
-    spent = [event for _, event in restarted._spent() if event]
+    spent = [answer.event for answer in restarted.ledger.read().spent]
     assert spent == [round_event(federation.config, len(federation.vector))]
     with pytest.raises(RefusalError, match="replay"):
         restarted.accept(federation.instruction())
@@ -402,14 +350,14 @@ def fail_to_load(monkeypatch):
     def fail(*_):
         raise RuntimeError(CANARY)
 
-    monkeypatch.setattr(fedattn.device, "load_partition", fail)
+    monkeypatch.setattr(fedattn.contribution, "load_partition", fail)
 
 
 def fail_to_tokenize(monkeypatch):
     def fail(*_):
         raise UnicodeEncodeError("utf-8", CANARY, 0, 1, CANARY)
 
-    monkeypatch.setattr(fedattn.device, "tokenize", fail)
+    monkeypatch.setattr(fedattn.contribution, "tokenize", fail)
 
 
 def fail_to_train(monkeypatch):
@@ -419,7 +367,7 @@ def fail_to_train(monkeypatch):
                 parameter.fill_(math.nan)  # as if it broke in the midst of a step
         raise MemoryError(CANARY)
 
-    monkeypatch.setattr(fedattn.device, "train_locally", fail)
+    monkeypatch.setattr(fedattn.contribution, "train_locally", fail)
 
 
 @pytest.mark.parametrize("failure", [fail_to_load, fail_to_tokenize, fail_to_train])
@@ -427,7 +375,7 @@ def test_a_failure_after_reading_data_leaves_as_noise_and_as_nothing_else(
     federate, monkeypatch, capfd, caplog, failure
 ):
     federation = federate(model__trainable="all", train__expected_batch_size=2)
-    fedattn.device._tokenized.cache_clear()
+    fedattn.contribution._tokenized.cache_clear()
     failure(monkeypatch)
     federation.device.accept(federation.instruction())
     result = federation.device.train(federation.instruction(), federation.vector)
@@ -435,7 +383,7 @@ def test_a_failure_after_reading_data_leaves_as_noise_and_as_nothing_else(
     n = result.delta.numel()
     assert abs(float((result.delta.double() / std).square().sum()) - n) < 5 * math.sqrt(2 * n)
     line, cost = read_line(federation.spend_path)[-1], federation.instruction().event
-    assert (line["kind"], line["event"]) == ("spent", event_to_dict(cost))
+    assert (line["kind"], line["body"]["event"]) == ("spent", event_to_dict(cost))
     files = [p.read_bytes() for p in federation.device.folder.rglob("*") if p.is_file()]
     out, err = capfd.readouterr()
     for place in (repr(result), out, err, caplog.text, *map(repr, files)):
@@ -446,7 +394,7 @@ def test_a_conversation_that_cannot_be_tokenised_does_not_take_others_with_it(
     federate, monkeypatch
 ):
     federation = federate()
-    tokenizer, true_tokenize = Tokenizer(257), fedattn.device.tokenize
+    tokenizer, true_tokenize = Tokenizer(257), fedattn.contribution.tokenize
     own = load_partition(federation.config.data).train[0]
     assert len(own) > 2
     expected = true_tokenize(own[:1] + own[2:], tokenizer, 512)
@@ -456,8 +404,8 @@ def test_a_conversation_that_cannot_be_tokenised_does_not_take_others_with_it(
             raise RuntimeError(CANARY)
         return true_tokenize(dialogues, *rest)
 
-    monkeypatch.setattr(fedattn.device, "tokenize", fail)
-    assert list(federation.device.records(tokenizer)) == expected
+    monkeypatch.setattr(fedattn.contribution, "tokenize", fail)
+    assert list(fedattn.contribution.records(*federation.device.data, tokenizer)) == expected
 
 
 def test_noise_after_a_failure_is_not_that_of_the_failed_attempt(federate, monkeypatch):
@@ -469,14 +417,14 @@ def test_noise_after_a_failure_is_not_that_of_the_failed_attempt(federate, monke
         streams.append(args[-1].child("noise").bytes(16))
         raise MemoryError
 
-    true_noise_only = fedattn.device.noise_only
+    true_noise_only = fedattn.contribution.noise_only
 
     def spy(*args):
         streams.append(args[-1].child("noise").bytes(16))
         return true_noise_only(*args)
 
-    monkeypatch.setattr(fedattn.device, "train_locally", fail)
-    monkeypatch.setattr(fedattn.device, "noise_only", spy)
+    monkeypatch.setattr(fedattn.contribution, "train_locally", fail)
+    monkeypatch.setattr(fedattn.contribution, "noise_only", spy)
     federation.device.accept(federation.instruction())
     federation.device.train(federation.instruction(), federation.vector)
     assert len(set(streams)) == 2
@@ -491,7 +439,7 @@ def test_training_starts_from_the_given_model_and_no_other(federate):
     with pytest.raises(RefusalError) as caught:
         federation.device.train(instruction, other)
     assert caught.value.rule == "model"
-    assert [line["kind"] for line in read_line(federation.spend_path)] == ["accepted"]
+    assert kinds(federation.spend_path) == ["accepted"]
     named = federation.instruction(2, model_sha256=released_sha256(federation.start, other))
     federation.device.accept(named)
     federation.device.train(named, other)
@@ -507,7 +455,8 @@ def test_a_device_trains_on_its_own_conversations(federate):
     tokenizer = Tokenizer(257)
     part = load_partition(federation.config.data)
     for index, dialogues in enumerate(part.train):
-        records = Device(federation.device.folder, federation.config, index).records(tokenizer)
+        device = Device(federation.device.folder, federation.policy, index)
+        records = fedattn.contribution.records(*device.data, tokenizer)
         texts = [[tokenizer.decode(turn) for turn in record.turns] for record in records]
         assert texts == [[turn.text for turn in d.turns] for d in dialogues]
     assert sum(map(len, part.train)) > 0
@@ -522,7 +471,7 @@ def test_an_unseeded_device_never_repeats_its_noise_and_a_seeded_one_does(federa
     assert not torch.equal(delta_of(federate()), delta_of(federate()))
     assert torch.equal(delta_of(federate(seed=1)), delta_of(federate(seed=1)))
     device = federate(seed=1).device
-    other = Device(device.folder, device.config, 1)
+    other = Device(device.folder, device.policy, 1)
     assert other.randomness("train").bytes(8) != device.randomness("train").bytes(8)
 
 

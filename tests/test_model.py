@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from fedattn.model import (
     MAX_DISTANCE,
-    NUM_BUCKETS,
     count_parameters,
     distance_buckets,
     trainable_names,
 )
+from fedattn.parameters import NUM_BUCKETS
 
 
 def slow_bucket(distance: int, *, bidirectional: bool) -> int:

@@ -6,13 +6,16 @@ import json
 import re
 from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from fedattn.config.section import Section
 from fedattn.config.shape import Config
 from fedattn.errors import ConfigError
+
+_Shape = TypeVar("_Shape", bound=Section)
 
 
 class _Loader(yaml.SafeLoader):
@@ -56,6 +59,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def parse_config(text: str, overrides: Sequence[str] = (), *, where: str = "config") -> Config:
     """The config in YAML `text`; `where` names it in errors."""
+    raw = parse_mapping(text, where=where, example="configs/quickstart.yaml")
+    for override in overrides:
+        _apply(raw, override)
+    return config_from_dict(raw, where=where)
+
+
+def parse_mapping(text: str, *, where: str, example: str) -> dict[str, Any]:
+    """The mapping in YAML `text`; ConfigError names `where`, the line and an `example` to see."""
     try:
         raw = yaml.load(text, _Loader)  # noqa: S506 (_Loader is a SafeLoader)
     except (yaml.YAMLError, ValueError, AttributeError) as error:  # PyYAML's own, of a bad `!!int`
@@ -65,16 +76,19 @@ def parse_config(text: str, overrides: Sequence[str] = (), *, where: str = "conf
     except ConfigError as error:
         raise ConfigError(f"{where} {error}") from None
     if not isinstance(raw, dict):
-        raise ConfigError(f"{where}: must be a mapping of keys; see configs/quickstart.yaml")
-    for override in overrides:
-        _apply(raw, override)
-    return config_from_dict(raw, where=where)
+        raise ConfigError(f"{where}: must be a mapping of keys; see {example}")
+    return raw
 
 
 def config_from_dict(raw: object, *, where: str = "config") -> Config:
     """Validate a plain mapping; ConfigError lists every problem with its key."""
+    return validated(Config, raw, where=where)
+
+
+def validated(shape: type[_Shape], raw: object, *, where: str) -> _Shape:
+    """`raw` as a `shape`; ConfigError lists every problem with its key, its value, a remedy."""
     try:
-        return Config.model_validate(raw)
+        return shape.model_validate(raw)
     except ValidationError as error:
         problems = "\n".join(f"  {_explain(item)}" for item in error.errors())
         raise ConfigError(f"{where}: {error.error_count()} problem(s)\n{problems}") from None

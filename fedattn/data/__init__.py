@@ -6,6 +6,7 @@ jsonl.py      import of a user's own conversations
 filters.py    which conversations and replies are kept, record by record
 splits.py     owners, splits, silos, thinning, by salted hashes
 load.py       from a config to conversations
+partitions.py with their owners, read once a process
 summary.py    counts for the data's owner
 plays.py      public plays for pre-training
 """
@@ -13,6 +14,7 @@ plays.py      public plays for pre-training
 from fedattn.data.dialogue import Dialogue, Example, Turn
 from fedattn.data.filters import examples
 from fedattn.data.load import describe, load_dialogues
+from fedattn.data.partitions import data_stamp, load_partition
 from fedattn.data.splits import Partition, owner_of, partition
 
 __all__ = [
@@ -20,9 +22,11 @@ __all__ = [
     "Example",
     "Partition",
     "Turn",
+    "data_stamp",
     "describe",
     "examples",
     "load_dialogues",
+    "load_partition",
     "owner_of",
     "partition",
 ]

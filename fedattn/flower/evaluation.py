@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from fedattn.batches import Pair, tokenize
 from fedattn.config import Config
-from fedattn.data import Dialogue
-from fedattn.device import load_partition
+from fedattn.data import Dialogue, load_partition
 from fedattn.generate import OPENERS, Quality, bits_per_byte, choose_pairs, reply_to
 from fedattn.model import AttentionGenerator
 from fedattn.tokens import Tokenizer

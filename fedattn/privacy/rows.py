@@ -74,9 +74,36 @@ def row_spend(config: Config, events: Sequence[Event], row: Row) -> RowSpend:
     left = delta - failures
     cost = _priced(config, [view(event, row, amplified=amplified) for event in counted], left)
     epsilon = cost.epsilon
-    if epsilon > EPSILON_LIMIT or not _is_sampler_exact_enough(config, counted, row, epsilon):
+    if epsilon > EPSILON_LIMIT or not _is_sampler_exact_enough(counted, row, epsilon, delta):
         epsilon = math.inf
     return RowSpend(row, epsilon, delta, failures, left, cost.accountants)
+
+
+def life_epsilon(events: Sequence[Event], row: Row, delta: float) -> float:
+    """What `events`, all rounds of one device in all runs, cost against `row` at `delta`.
+
+    Never amplified by the server's sampling of clients, which a device cannot check. Gaussian and
+    Skellam rounds are priced apart, each at half of delta, and added (basic composition).
+    Infinite where a sum has no noise for `row` or nothing bounds the cost.
+    """
+    views = [view(event, row, amplified=False) for event in events]
+    if any(isinstance(each, NoNoise) for each in views):
+        return math.inf
+    failures, sums = 0.0, [event for event in events if isinstance(event, SkellamSum)]
+    if sums:
+        failures = FAILURE_SHARE * delta  # the sampler's, checked below
+        if row in ("server", "collusion"):
+            failures += len(sums) * GRAPH_FAILURE
+    gaussian = [each for each in views if isinstance(each, PoissonGaussian)]
+    skellam = [each for each in views if isinstance(each, SkellamTerm)]
+    families = [family for family in (gaussian, skellam) if family]
+    try:
+        epsilon = sum(spend(each, (delta - failures) / len(families)).epsilon for each in families)
+    except PrivacyError:
+        return math.inf  # more than can be priced
+    if epsilon > EPSILON_LIMIT or not _is_sampler_exact_enough(events, row, epsilon, delta):
+        return math.inf
+    return epsilon
 
 
 def view(event: Event, row: Row, *, amplified: bool = True) -> View:
@@ -157,9 +184,9 @@ def _priced(config: Config, views: Sequence[View], delta: float) -> Spend:
 
 
 def _is_sampler_exact_enough(
-    config: Config, events: Sequence[Event], row: Row, epsilon: float
+    events: Sequence[Event], row: Row, epsilon: float, delta: float
 ) -> bool:
-    """Whether inexact noise adds less to delta than its share.
+    """Whether inexact noise adds less to `delta` than its share.
 
     It adds (1 + e^epsilon) times the distance of all draws from exact ones; in logarithms, as
     e^epsilon may be beyond a float.
@@ -172,4 +199,4 @@ def _is_sampler_exact_enough(
     if draws == 0:
         return True
     added = epsilon + math.log1p(math.exp(-epsilon)) + math.log(draws * TOTAL_VARIATION)
-    return added <= math.log(FAILURE_SHARE * config.privacy.delta)
+    return added <= math.log(FAILURE_SHARE * delta)

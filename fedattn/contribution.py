@@ -1,0 +1,76 @@
+"""What a device computes for one round from its own conversations; all that needs torch.
+
+Whatever reading the data raises, the result is noise as for a device without a record: an absence
+or an error would tell the server about the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+
+from fedattn.batches import Record, tokenize
+from fedattn.checkpoint import model_sha256, start_model, write_vector
+from fedattn.config import Config, DataConfig, ModelConfig
+from fedattn.data import Dialogue, data_stamp, load_partition
+from fedattn.model import AttentionGenerator, trainable_names
+from fedattn.randomness import Randomness
+from fedattn.start import Floats
+from fedattn.tokens import Tokenizer
+from fedattn.train import LocalResult, noise_only, train_locally
+
+
+def contribute(
+    config: Config, data: DataConfig, index: int, vector: Floats, randomness: Randomness
+) -> LocalResult:
+    """One round of client `index` of `data` from the weights `vector` (d,); never fails for data.
+
+    With anything but `unit: none` no exception that data could cause leaves.
+    """
+    model, _ = installed_start(config.model, config.seed)
+    names, weights = trainable_names(model, config.model.trainable), torch.from_numpy(vector)
+    write_vector(model, names, weights)
+    tokenizer = Tokenizer(model.shape.vocab_size)
+    try:
+        own = records(data, index, tokenizer)
+        return train_locally(model, tokenizer, own, config, randomness)
+    except Exception:
+        # Steps already taken left nothing behind; fresh randomness, or noise would repeat.
+        write_vector(model, names, weights)
+        return noise_only(model, tokenizer, config, randomness.child("noise only"))
+
+
+@lru_cache(maxsize=4)
+def installed_start(config: ModelConfig, seed: int | None) -> tuple[AttentionGenerator, str]:
+    """The installed start model and its hash; one instance serves all devices of a process."""
+    model = start_model(config, seed=seed)
+    return model, model_sha256(model)
+
+
+def records(data: DataConfig, index: int, tokenizer: Tokenizer) -> Sequence[Record]:
+    """The conversations of client `index`, tokenised; possibly none."""
+    return _tokenized(data.model_dump_json(), data_stamp(data), index, tokenizer.vocab_size)
+
+
+@lru_cache(maxsize=1024)
+def _tokenized(
+    config_json: str, _stamp: tuple[int, ...], index: int, vocab_size: int
+) -> tuple[Record, ...]:
+    config = DataConfig.model_validate_json(config_json)
+    dialogues = load_partition(config).train[index]
+    tokenizer, limit = Tokenizer(vocab_size), config.max_reply_bytes
+    try:
+        return tuple(tokenize(dialogues, tokenizer, limit))
+    except Exception:
+        # One record that cannot be tokenised must not take the others with it: alone, it counts
+        # as absent, which one record's guarantee covers.
+        return tuple(record for item in dialogues for record in _alone(item, tokenizer, limit))
+
+
+def _alone(dialogue: Dialogue, tokenizer: Tokenizer, max_reply_bytes: int) -> list[Record]:
+    try:
+        return tokenize([dialogue], tokenizer, max_reply_bytes)
+    except Exception:
+        return []

@@ -1,0 +1,185 @@
+"""Why a device declines an instruction: pure functions of policy, instruction and past spends.
+
+Nothing here reads private data. Each rule has a stable name, which is all that the server learns:
+
+    config.SECTION   differs from the agreed config (a device with an agreed config)
+    mode             unit and noise are not among those allowed; the rest with `limits`
+    noise            less noise than allowed
+    clip_norm        a larger clip norm than allowed
+    cohort           fewer devices in a sum than allowed; or more than the federation has
+    colluding        fewer colluding devices tolerated than allowed
+    hypothetical     the noise of a pretended cohort
+    seed             predictable randomness
+    start_model      a model to start from that is not allowed or not the one installed
+    dimension        not that of the installed model
+    event            a cost that is not what the config makes of a round
+    replay           answered before
+    participations   taken part as often as it may
+    budget           epsilon would pass its budget
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from fedattn.config import Config, Row
+from fedattn.device_ledger import Answer, Lines
+from fedattn.errors import PrivacyError, RefusalError
+from fedattn.instruction import Instruction
+from fedattn.policy.shape import Limits, Policy
+from fedattn.privacy.events import Event, GaussianSum, SkellamSum, round_event
+from fedattn.privacy.rows import life_epsilon, participations, passed_budgets
+
+AGREED = ("privacy", "secagg", "train", "model", "seed")
+
+
+def mode_of(config: Config) -> str:
+    """unit/noise, as policies name it."""
+    return f"{config.privacy.unit}/{config.privacy.noise}"
+
+
+def check(policy: Policy, instruction: Instruction) -> None:
+    """RefusalError if the instruction's terms break a rule that needs nothing but the policy."""
+    if policy.agreed_config is not None:
+        _check_agreed(policy.agreed_config, instruction)
+    if policy.limits is not None:
+        _check_limits(policy.limits, policy.seed, instruction)
+
+
+def check_round(instruction: Instruction, dimension: int) -> None:
+    """RefusalError unless the round is about the installed model and costs what it says."""
+    config = instruction.config
+    if instruction.dimension != dimension:
+        raise RefusalError("dimension", "is not that of the model installed here")
+    if instruction.event != round_event(config, dimension):
+        raise RefusalError("event", "is not what the config makes of a round")
+
+
+def check_cohort(instruction: Instruction) -> None:
+    """RefusalError for a roster of a size that the instruction's own config does not allow."""
+    secagg, n = instruction.config.secagg, len(instruction.roster)
+    if n < secagg.threshold:
+        raise RefusalError("cohort", f"below this device's threshold {secagg.threshold}")
+    if n > instruction.config.data.clients:
+        clients = instruction.config.data.clients
+        raise RefusalError("cohort", f"above the {clients} clients of the federation")
+
+
+def check_replay(instruction: Instruction, lines: Lines) -> None:
+    """RefusalError for an instruction that was answered before."""
+    if instruction.sha256.hex() in lines.answered:
+        raise RefusalError("replay", "this instruction was answered before")
+
+
+def check_spend(policy: Policy, instruction: Instruction, spent: Sequence[Answer]) -> None:
+    """No participation too many, and no budget passed by all that `spent` and this round cost."""
+    if policy.limits is None:
+        _check_agreed_spend(instruction, spent)
+        return
+    limits, config = policy.limits, instruction.config
+    if len(spent) >= limits.max_participations:
+        raise RefusalError("participations", "this device has taken part as often as it may")
+    if config.privacy.max_participations is not None:
+        # A report's claims count on devices to hold the run's own cap, too.
+        alike = sum(answer.config == config.sha256() for answer in spent)
+        if alike >= participations(config):
+            raise RefusalError("participations", "this device has taken part as often as it may")
+    events = life_events([*spent, answer_to(instruction)])
+    for row, budget in limits.budgets.items():
+        if life_epsilon(events, row, limits.delta) > budget:
+            raise _budget(row)
+
+
+def life_events(spent: Sequence[Answer]) -> list[Event]:
+    """The events of a device's life, stated for one unit.
+
+    Where all rounds protected clients, for clients. Else for one conversation, by which a client's
+    update, at most C long, changes by at most 2 C: the sensitivities of such rounds are doubled.
+    """
+    if all(answer.mode.startswith("client/") for answer in spent):
+        return [answer.event for answer in spent]
+    return [
+        _doubled(answer.event) if answer.mode.startswith("client/") else answer.event
+        for answer in spent
+    ]
+
+
+def _doubled(event: Event) -> Event:
+    if isinstance(event, SkellamSum):
+        return replace(event, l2=2 * event.l2, l1=2 * event.l1)
+    return replace(event, l2=2 * event.l2) if isinstance(event, GaussianSum) else event
+
+
+def _check_agreed(own: Config, instruction: Instruction) -> None:
+    for section in AGREED:
+        # One rule for all: what this device agreed to when it joined, and nothing weaker.
+        if getattr(instruction.config, section) != getattr(own, section):
+            raise RefusalError(f"config.{section}", "differs from this device's own")
+    if instruction.config.data.clients != own.data.clients:
+        # A simulated cohort's noise is scaled by it (privacy.hypothetical).
+        raise RefusalError("config.data.clients", "differs from this device's own")
+
+
+def _check_limits(limits: Limits, seed: int | None, instruction: Instruction) -> None:
+    config = instruction.config
+    privacy, secagg, mode = config.privacy, config.secagg, mode_of(config)
+    if mode not in limits.modes:
+        raise RefusalError("mode", f"{mode} is not among the modes that this device allows")
+    if config.seed != seed:
+        raise RefusalError("seed", "predictable randomness is NOT PRIVATE, and not allowed here")
+    if privacy.hypothetical is not None:
+        raise RefusalError("hypothetical", "noise of a pretended cohort is for simulations alone")
+    if privacy.noise_multiplier < limits.min_noise_multiplier:
+        raise RefusalError(
+            "noise",
+            f"noise_multiplier {privacy.noise_multiplier:g} is below this device's least, "
+            f"{limits.min_noise_multiplier:g}",
+        )
+    if privacy.clip_norm > limits.max_clip_norm:
+        raise RefusalError(
+            "clip_norm",
+            f"{privacy.clip_norm:g} is above this device's most, {limits.max_clip_norm:g}",
+        )
+    if secagg.threshold < limits.min_cohort:
+        raise RefusalError(
+            "cohort",
+            f"a sum of {secagg.threshold} devices is below this device's least, "
+            f"{limits.min_cohort}",
+        )
+    if secagg.max_colluding < limits.min_colluding:
+        raise RefusalError(
+            "colluding",
+            f"max_colluding {secagg.max_colluding} is below this device's least, "
+            f"{limits.min_colluding}",
+        )
+    if config.model.start not in limits.model_starts:
+        raise RefusalError("start_model", "is not among those that this device allows")
+
+
+def _check_agreed_spend(instruction: Instruction, spent: Sequence[Answer]) -> None:
+    config = instruction.config
+    if len(spent) >= participations(config):
+        raise RefusalError("participations", "this device has taken part as often as it may")
+    events = [*(answer.event for answer in spent), instruction.event]
+    try:
+        passed = passed_budgets(config, instruction.dimension, events)
+    except PrivacyError:
+        raise RefusalError("budget", "cannot be priced with what was spent before") from None
+    if passed:
+        raise _budget(passed[0])
+
+
+def answer_to(instruction: Instruction) -> Answer:
+    """What the device's ledger says of an instruction."""
+    return Answer(
+        instruction=instruction.sha256.hex(),
+        round=instruction.round,
+        config=instruction.config.sha256(),
+        mode=mode_of(instruction.config),
+        event=instruction.event,
+    )
+
+
+def _budget(row: Row) -> RefusalError:
+    return RefusalError("budget", f"epsilon against {row} would pass its budget")
