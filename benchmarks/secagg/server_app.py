@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
 import numpy as np
@@ -30,6 +31,7 @@ from flwr.proto.message_pb2 import Message as ProtoMessage
 from benchmarks.secagg.server_process import memory
 from benchmarks.secagg.sizes import identities
 from fedattn.config import Config, config_from_dict
+from fedattn.counters import Counter, CounterMemory, split
 from fedattn.flower import wire
 from fedattn.flower.grid import EmbeddedGrid
 from fedattn.flower.observer import SilentObserver
@@ -59,6 +61,7 @@ class Clients:
     def answer(self, message: Message) -> Message:
         node, stage = message.metadata.dst_node_id, message.metadata.message_type
         identity = self.identities[node] if self.states else None
+        beside: dict[str, bytes] = {}
         if stage == wire.ADVERTISE:
             if self.instruction is None:
                 self.instruction = Instruction.parse(wire.field(message, "instruction"))
@@ -67,10 +70,16 @@ class Clients:
             state, reply = client.advertise(
                 self.spec, node, self.identities[node], Randomness.from_os()
             )
+            counter = Counter.sign(self.identities[node], self.spec.instruction_hash, 1, bytes(32))
+            beside["counter"] = counter.to_bytes()
         else:
             state, given = self.states[node], wire.field(message, "message")
             if stage == wire.SHARE:
                 state, reply = client.share(state, identity, given, Randomness.from_os())
+                counters = split(wire.field(message, "counters"))
+                beside["countersignatures"] = b"".join(
+                    each.countersign(identity) for each in counters
+                )
             elif stage == wire.UPLOAD:
                 wire.vector(message, self.spec.dimension)
                 words = np.full(self.spec.dimension, node, np.uint32)
@@ -81,7 +90,7 @@ class Clients:
             else:
                 state, reply = client.unmask(state, identity, given)
         self.states[node] = state
-        return Message(wire.pack(message=reply), reply_to=message)
+        return Message(wire.pack(message=reply, **beside), reply_to=message)
 
 
 def serve(requests: BinaryIO, replies: BinaryIO) -> None:
@@ -159,8 +168,10 @@ def measure(clients: int, dim: int) -> dict[str, float]:
         event=round_event(settings, dim),
     )
     grid, watch, began = PipeGrid(clients), Watch(), time.monotonic()
-    runner = RoundRunner(grid, list(range(1, clients + 1)), watch, 3600.0)
-    result = runner.run(instruction, torch.zeros(dim), Intent())
+    with TemporaryDirectory() as folder:
+        counters = CounterMemory(Path(folder) / "counters.json")
+        runner = RoundRunner(grid, list(range(1, clients + 1)), watch, 3600.0, counters)
+        result = runner.run(instruction, torch.zeros(dim), Intent())
     peak = memory("VmHWM")
     grid.close()
     assert (result.total == np.uint32(clients * (clients + 1) // 2)).all(), "the sum is wrong"

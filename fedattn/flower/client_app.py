@@ -1,14 +1,18 @@
 """The ClientApp: five stages of a round on one device, and nothing in a reply but protocol bytes.
 
-`node_config` names the device: `device-dir`, `config` (path of the device's own config, its
-policy) and `partition-id`. Round secrets live in `context.state` between messages; what the
-device has spent lives on its disk.
+A node's device is the folder `device-dir` of its `node_config`, with the `policy.yaml` in it (or
+`policy`, a path). A node without one is virtual: number `partition-id` of those that lie under
+$FEDATTN_DEVICES as client-1, client-2, ... and share the policy.yaml there. Round secrets live in
+`context.state` between messages; what the device has spent lives on its disk. Only an upload needs
+torch.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -16,27 +20,40 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 
-from fedattn.config import config_from_json
+from fedattn.counters import Counter, countersign_all, require_witnesses
 from fedattn.device import Device
 from fedattn.errors import ProtocolError, RefusalError
 from fedattn.flower import wire
+from fedattn.flower.witnesses import read_signatures
 from fedattn.instruction import Instruction
+from fedattn.policy import Policy, load_policy
 from fedattn.secagg import ClientState, client
 
 app = ClientApp()
+DEVICES_VARIABLE = "FEDATTN_DEVICES"
+POLICY_FILE = "policy.yaml"
+_log = logging.getLogger(__name__)
 _STATE = "fedattn-round"
 _Handler = Callable[[Message, Context], Message]
 
 
-@lru_cache(maxsize=4096)
-def _device(folder: str, config: str, index: int) -> Device:
-    return Device(Path(folder), config_from_json(Path(config).read_text()), index)
-
-
 def device_of(context: Context) -> Device:
-    """The device that this context belongs to; one object a process."""
+    """The device that this context belongs to, under its policy as it is now."""
     node = context.node_config
-    return _device(str(node["device-dir"]), str(node["config"]), int(node["partition-id"]))
+    index = int(node.get("partition-id", 0))
+    if "device-dir" in node:
+        folder = Path(str(node["device-dir"]))
+        policy = Path(str(node.get("policy", folder / POLICY_FILE)))
+    else:
+        shared = Path(os.environ[DEVICES_VARIABLE])
+        folder, policy = shared / f"client-{index + 1}", shared / POLICY_FILE
+    state = policy.stat()
+    return Device(folder, _policy(policy, state.st_mtime_ns, state.st_size), index)
+
+
+@lru_cache(maxsize=64)  # in a simulation hundreds of devices share one
+def _policy(path: Path, _changed_ns: int, _size: int) -> Policy:
+    return load_policy(path)
 
 
 def _guarded(handler: _Handler) -> _Handler:
@@ -47,6 +64,7 @@ def _guarded(handler: _Handler) -> _Handler:
             return handler(message, context)
         except (RefusalError, ProtocolError) as error:
             rule = error.rule if isinstance(error, RefusalError) else error.check
+            _log.info("declined %s: %s", message.metadata.message_type, error)
         except Exception:
             rule = "internal"
         context.state.config_records.pop(_STATE, None)  # a step that failed ends the round here
@@ -68,7 +86,8 @@ def enroll(message: Message, context: Context) -> Message:
 @_guarded
 def members(message: Message, context: Context) -> Message:
     """Verify the other members' certificates under the pinned authority and remember them."""
-    device_of(context).meet(wire.field(message, "certificates"))
+    revoked = wire.optional(message, "revoked")
+    device_of(context).meet(wire.field(message, "certificates"), revoked)
     return Message(wire.pack(), reply_to=message)
 
 
@@ -77,20 +96,27 @@ def members(message: Message, context: Context) -> Message:
 def advertise(message: Message, context: Context) -> Message:
     """Accept or decline the instruction; then advertise this round's keys."""
     device, instruction = device_of(context), _instruction(message)
+    device.require_ledger_of(wire.optional(message, "remembered"))
     index = device.accept(instruction)
+    counter = device.counter(instruction).to_bytes()
     randomness = device.randomness("secagg", str(instruction.round), "advertise")
     state, reply = client.advertise(instruction.spec, index, device.identity, randomness)
-    return _next(message, context, state, reply)
+    _remember(context, instruction.document, state, counter)
+    return Message(wire.pack(message=reply, counter=counter), reply_to=message)
 
 
 @app.query("share")
 @_guarded
 def share(message: Message, context: Context) -> Message:
-    """Verify the peers' keys and share the round's secrets among them."""
+    """Verify the peers' keys, share the round's secrets among them, countersign their counters."""
     device, instruction, state = _resume(message, context)
     randomness = device.randomness("secagg", str(instruction.round), "share")
     state, reply = client.share(state, device.identity, wire.field(message, "message"), randomness)
-    return _next(message, context, state, reply)
+    near = [instruction.roster[peer.index - 1] for peer in state.peers]
+    counters, identity = wire.field(message, "counters"), device.identity
+    signatures = countersign_all(device.peers, counters, near, instruction.sha256, identity)
+    _remember(context, instruction.document, state)
+    return Message(wire.pack(message=reply, countersignatures=signatures), reply_to=message)
 
 
 @app.train("upload")
@@ -99,6 +125,7 @@ def upload(message: Message, context: Context) -> Message:
     """Train, encode, mask. From reading data to the reply nothing can fail because of the data."""
     device, instruction, state = _resume(message, context)
     vector = wire.vector(message, instruction.dimension)
+    _require_witnesses(message, context, instruction)
     result = device.train(instruction, vector)
     rounding = device.randomness("rounding", str(instruction.round))
     index = instruction.roster.index(device.identity.public_bytes) + 1
@@ -146,14 +173,40 @@ def _resume(message: Message, context: Context) -> tuple[Device, Instruction, Cl
     return device_of(context), Instruction.parse(document), ClientState.from_bytes(state)
 
 
+def _remember(
+    context: Context, document: bytes, state: ClientState, counter: bytes | None = None
+) -> None:
+    """Keep the open round until its next message; `counter` once, when it begins."""
+    if counter is None:
+        kept = context.state.config_records[_STATE]["counter"]
+        assert isinstance(kept, bytes)
+        counter = kept
+    record = {"instruction": document, "state": state.to_bytes(), "counter": counter}
+    context.state[_STATE] = ConfigRecord(dict(record))
+
+
 def _next(message: Message, context: Context, state: ClientState, reply: bytes) -> Message:
-    document = (
-        wire.field(message, "instruction")
-        if message.metadata.message_type == wire.ADVERTISE
-        else context.state.config_records[_STATE]["instruction"]
-    )
-    context.state[_STATE] = ConfigRecord({"instruction": document, "state": state.to_bytes()})
+    document = context.state.config_records[_STATE]["instruction"]
+    assert isinstance(document, bytes)
+    _remember(context, document, state)
     return Message(wire.pack(message=reply), reply_to=message)
+
+
+def _require_witnesses(message: Message, context: Context, instruction: Instruction) -> None:
+    """More members than may collude countersigned this device's counter, so an honest one did.
+
+    Where fewer are needed for the round, all of those may collude: a stated limit.
+    """
+    counter = context.state.config_records[_STATE]["counter"]
+    assert isinstance(counter, bytes)
+    spec = instruction.spec
+    others = spec.share_threshold if spec.degree else spec.threshold - 1
+    require_witnesses(
+        Counter.parse(counter),
+        read_signatures(wire.field(message, "witnesses")),
+        instruction.roster,
+        min(spec.max_colluding + 1, others),
+    )
 
 
 def _check_intent(line: bytes, instruction: Instruction) -> None:

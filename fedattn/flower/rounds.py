@@ -11,10 +11,12 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
+from fedattn.counters import CounterMemory
 from fedattn.entries import AbortReason
 from fedattn.errors import ProtocolError, SecAggError, ThresholdError
 from fedattn.flower import wire
 from fedattn.flower.observer import Observer
+from fedattn.flower.witnesses import Witnesses
 from fedattn.instruction import Instruction
 from fedattn.ledger import LedgerEntry
 from fedattn.secagg.server import ServerRound
@@ -51,6 +53,7 @@ class RoundRunner:
     nodes: Sequence[int]
     observer: Observer
     timeout_s: float
+    memory: CounterMemory
     current_stage: str = field(default="advertise", init=False)
 
     def run(self, instruction: Instruction, vector: Tensor, intent: LedgerEntry) -> RoundResult:
@@ -68,16 +71,42 @@ class RoundRunner:
 
     def _run(self, instruction: Instruction, vector: Tensor, intent: LedgerEntry) -> RoundResult:
         server, name = ServerRound(instruction.spec), instruction.sha256
+        witnesses, key = Witnesses(self.memory, name), instruction.roster
         everyone = range(1, len(self.nodes) + 1)
-        document = wire.pack(instruction=instruction.document)
-        self._exchange("advertise", instruction, everyone, lambda _: document, server.advertised)
+        document = instruction.document
+
+        def advertised(index: int, reply: Message) -> None:
+            counter = witnesses.check(key[index - 1], wire.take(reply, "counter"))
+            server.advertised(index, wire.take(reply, "message"))
+            witnesses.add(counter)
+
+        self._exchange(
+            "advertise",
+            instruction,
+            everyone,
+            lambda i: wire.pack(instruction=document, remembered=witnesses.remembered(key[i - 1])),
+            advertised,
+        )
+        witnesses.remember()
+
+        def near(index: int) -> list[bytes]:
+            return [key[other - 1] for other in server.neighbours(index)]
+
+        def shared(index: int, reply: Message) -> None:
+            signatures = wire.take(reply, "countersignatures")
+            witnesses.countersigned(key[index - 1], near(index), signatures)
+            server.shared(index, wire.take(reply, "message"))
 
         self._exchange(
             "share",
             instruction,
             server.advertisers,
-            lambda i: wire.pack(instruction=name, message=server.key_list(i)),
-            server.shared,
+            lambda i: wire.pack(
+                instruction=name,
+                message=server.key_list(i),
+                counters=witnesses.shown_to(key[i - 1], near(i)),
+            ),
+            shared,
         )
 
         model = wire.pack_model(vector)
@@ -85,8 +114,13 @@ class RoundRunner:
             "upload",
             instruction,
             server.sharers,
-            lambda i: wire.pack(instruction=name, message=server.mailbox(i), model=model),
-            server.uploaded,
+            lambda i: wire.pack(
+                instruction=name,
+                message=server.mailbox(i),
+                witnesses=witnesses.signatures_for(key[i - 1]),
+                model=model,
+            ),
+            lambda i, reply: server.uploaded(i, wire.take(reply, "message")),
         )
 
         listed = server.survivors()
@@ -97,7 +131,7 @@ class RoundRunner:
             instruction,
             server.survivor_indices,
             lambda _: confirm,
-            lambda i, reply: server.confirmed(i, reply, statement),
+            lambda i, reply: server.confirmed(i, wire.take(reply, "message"), statement),
         )
 
         self._exchange(
@@ -105,7 +139,7 @@ class RoundRunner:
             instruction,
             tuple(server.confirmation_signatures),
             lambda i: wire.pack(instruction=name, message=server.confirmations(i)),
-            server.revealed,
+            lambda i, reply: server.revealed(i, wire.take(reply, "message")),
         )
         return RoundResult(
             survivors=server.survivor_indices,
@@ -120,7 +154,7 @@ class RoundRunner:
         instruction: Instruction,
         members: Iterable[int],
         content: Callable[[int], RecordDict],
-        accept: Callable[[int, bytes], None],
+        accept: Callable[[int, Message], None],
     ) -> None:
         """Send to `members` and hand every usable reply to `accept`, until all came or time is up.
 
@@ -131,21 +165,28 @@ class RoundRunner:
             content(0)  # closes the stage before, which raises ThresholdError: nobody was in it
         messages = [
             self.grid.create_message(
-                content(index), wire.STAGES[stage], self.nodes[index - 1], str(round_)
+                content(index),
+                wire.STAGES[stage],
+                self.nodes[index - 1],
+                str(round_),
+                ttl=self.timeout_s,  # or a node that comes back would be asked too late
             )
             for index in members
         ]
         self.current_stage = stage  # from here on; what content raised belongs to the one before
-        index_of = {self.nodes[index - 1]: index for index in members}
-        waiting = dict.fromkeys(self.grid.push_messages(messages))  # in the order of the roster
+        # by message, not by sender: a reply that was cut off names the SuperLink as its sender
+        names = self.grid.push_messages(messages)
+        index_of = {name: index for name, index in zip(names, members, strict=True) if name}
+        waiting = dict.fromkeys(index_of)  # in the order of the roster; no name: its node is gone
         done, deadline = 0, time.monotonic() + self.timeout_s
         self.observer.stage(round_, stage, 0, len(members))
         while waiting:
             arrived = 0
             for reply in self._replies(list(waiting)):
                 arrived += 1
-                waiting.pop(reply.metadata.reply_to_message_id, None)
-                index = index_of[reply.metadata.src_node_id]
+                name = reply.metadata.reply_to_message_id
+                waiting.pop(name, None)
+                index = index_of[name]
                 problem = self._take(index, reply, accept)
                 if problem is None:
                     done += 1
@@ -164,7 +205,7 @@ class RoundRunner:
             yield from self.grid.pull_messages(names[start : start + _PULLED_AT_ONCE])
 
     @staticmethod
-    def _take(index: int, reply: Message, accept: Callable[[int, bytes], None]) -> str | None:
+    def _take(index: int, reply: Message, accept: Callable[[int, Message], None]) -> str | None:
         """None if the reply was accepted, else why it was not."""
         if reply.has_error():
             # The reason may hold whatever the other side put there: the code says enough.
@@ -175,7 +216,7 @@ class RoundRunner:
             shown = declined if _RULE.fullmatch(declined) else "(no name of a rule)"
             return f"declined by rule {shown}"
         try:
-            accept(index, wire.take(reply, "message"))
+            accept(index, reply)
         except ProtocolError as error:
             return f"failed the check {error.check}"
         return None

@@ -3,28 +3,32 @@
 Requests (server to client, `message_type` routes them to an action) and their replies:
 
     query.enroll      -                                     -> key, certificate
-    query.members     certificates                          -> -
-    query.advertise   instruction                           -> message
-    query.share       instruction hash, message             -> message
-    train.upload      instruction hash, message, model vec. -> message
+    query.members     certificates, revoked (may lack)      -> -
+    query.advertise   instruction, remembered               -> message, counter
+    query.share       instruction hash, message, counters   -> message, countersignatures
+    train.upload      instruction hash, message, witnesses,
+                      model vector                          -> message
     query.confirm     instruction hash, message, intent     -> message
     query.unmask      instruction hash, message             -> message
 
-`message` holds the signed bytes of `fedattn.secagg`. A client that declines replies with
-`refusal` alone: the name of a rule, decided before private data is read. Nothing else is ever
-sent: no loss, no count, no norm, no data size, no exception text.
+`message` holds the signed bytes of `fedattn.secagg`; `remembered` (may lack), `counter`,
+`counters`, `countersignatures` and `witnesses` are those of `fedattn.counters`. A client that
+declines replies with `refusal` alone: the name of a rule, decided before private data is read.
+Nothing else is ever sent: no loss, no count, no norm, no data size, no exception text.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
-from torch import Tensor
 
 from fedattn.errors import ProtocolError
+from fedattn.start import Floats
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ENROLL: Final = "query.enroll"
 MEMBERS: Final = "query.members"
@@ -69,6 +73,12 @@ def field(message: Message, name: str) -> bytes:
     return value
 
 
+def optional(message: Message, name: str) -> bytes:
+    """As `field`, but empty if the message lacks it."""
+    record = message.content.config_records.get(_RECORD)
+    return b"" if record is None or name not in record else field(message, name)
+
+
 def take(message: Message, name: str) -> bytes:
     """As `field`, and the message forgets the bytes.
 
@@ -87,10 +97,10 @@ def refusal(message: Message) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def vector(message: Message, dimension: int) -> Tensor:
+def vector(message: Message, dimension: int) -> Floats:
     """The model's vector (d,) float32; ProtocolError("wire") unless it has `dimension` numbers."""
     arrays = message.content.array_records.get(_MODEL)
     array = None if arrays is None else arrays.get("vector")
     if array is None or array.dtype != "float32" or tuple(array.shape) != (dimension,):
         raise ProtocolError("wire", f"a message lacks the model vector ({dimension},) float32")
-    return torch.from_numpy(np.array(array.numpy(), np.float32))
+    return np.array(array.numpy(), np.float32)

@@ -106,6 +106,10 @@ class ServerRound:
         self._key_list = self._key_list or self._adverts.key_list(EVERYONE)
         return self._key_list
 
+    def neighbours(self, index: int) -> list[int]:
+        """The other members whose keys `index` is shown, ascending."""
+        return self._adverts.neighbours(index)
+
     def shared(self, index: int, message: bytes) -> None:
         """Accept member `index`'s packets."""
         self._require_turn(Stage.SHARE, index, self._shared, self._adverts)

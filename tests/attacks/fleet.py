@@ -10,14 +10,19 @@ from typing import Any
 
 from flwr.app import Message, RecordDict
 
+from fedattn import device_ledger
 from fedattn.checkpoint import read_vector, released_sha256
 from fedattn.config import Config
-from fedattn.device import Device, installed_start
-from fedattn.flower import client_app, wire
+from fedattn.contribution import installed_start
+from fedattn.counters import CounterMemory
+from fedattn.device import Device
+from fedattn.flower import wire
 from fedattn.flower.client_app import app, device_of
 from fedattn.flower.grid import EmbeddedGrid
+from fedattn.flower.witnesses import Witnesses
 from fedattn.instruction import Instruction
 from fedattn.model import trainable_names
+from fedattn.policy import Policy
 from fedattn.privacy.events import round_event
 from fedattn.secagg.server import ServerRound
 from tests.federation import certified, conversations, tiny, write
@@ -33,19 +38,20 @@ class Fleet:
         data = write(folder / "data.jsonl", conversations())
         self.folder = folder
         self.config = tiny(data, **changes)
-        policy = folder / "policy.json"
-        policy.write_text(self.config.canonical_json())
+        self.policy, policy = Policy.agreed(self.config), folder / "policy.yaml"
+        self.policy.save(policy)
         nodes = {
             101 + i: {
                 "device-dir": str(folder / f"device-{i + 1}"),
-                "config": str(policy),
+                "policy": str(policy),
                 "partition-id": i,
             }
             for i in range(4)
         }
         self.nodes = nodes
+        self.beside: dict[int, dict[str, Any]] = {}  # what a device last sent beside `message`
         self.grid = EmbeddedGrid(app, nodes)
-        self.devices = [Device(folder / f"device-{i + 1}", self.config, i) for i in range(4)]
+        self.devices = [Device(folder / f"device-{i + 1}", self.policy, i) for i in range(4)]
         self.authority, self.certificates = certified(self.devices, folder)
         self.roster = tuple(device.identity.public_bytes for device in self.devices)
         model, self.start = installed_start(self.config.model, self.config.seed)
@@ -83,17 +89,20 @@ class Fleet:
             assert dict(reply.content.config_records["fedattn"]) == {"refusal": declined}
             assert list(reply.content) == ["fedattn"]
             return declined
+        fields = dict(reply.content.config_records["fedattn"])
+        self.beside.setdefault(i, {}).update(fields)
         return wire.field(reply, "message")
 
     def restart(self) -> None:
         """All device processes start anew: what is on disk remains, round secrets are gone."""
-        client_app._device.cache_clear()
+        device_ledger._known.clear()
         self.grid = EmbeddedGrid(app, self.nodes)
 
     def spent(self, i: int) -> list[str]:
-        """The kinds of the lines in device i's ledger."""
+        """The kinds of the lines in device i's ledger, after the first."""
         path = self.folder / f"device-{i}" / "spend.jsonl"
-        return [json.loads(line)["kind"] for line in path.read_text().splitlines()]
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [json.loads(line)["kind"] for line in lines[1:]]
 
     def holds_round(self, i: int) -> bool:
         """Whether device i still keeps secrets of a round."""
@@ -110,6 +119,8 @@ class Play:
         self.instruction = instruction or fleet.instruction()
         self.server = ServerRound(self.instruction.spec)
         self.name = self.instruction.sha256
+        memory = CounterMemory(fleet.folder / "server-counters.json")
+        self.witnesses = Witnesses(memory, self.name)
         self.intent = json.dumps(
             {
                 "kind": "intent",
@@ -125,7 +136,8 @@ class Play:
         """What the honest server sends to device i at `stage`."""
         server = self.server
         if stage == "advertise":
-            return {"instruction": self.instruction.document}
+            remembered = self.witnesses.remembered(self.key(i))
+            return {"instruction": self.instruction.document, "remembered": remembered}
         relay: dict[str, Callable[[], bytes]] = {
             "share": lambda: server.key_list(i),
             "upload": lambda: server.mailbox(i),
@@ -133,8 +145,12 @@ class Play:
             "unmask": lambda: server.confirmations(i),
         }
         fields: dict[str, Any] = {"instruction": self.name, "message": relay[stage]()}
+        if stage == "share":
+            self.witnesses.remember()
+            fields["counters"] = self.witnesses.shown_to(self.key(i), self.near(i))
         if stage == "upload":
             fields["vector"] = self.fleet.vector
+            fields["witnesses"] = self.witnesses.signatures_for(self.key(i))
         if stage == "confirm":
             fields["intent"] = self.intent
         return fields
@@ -152,6 +168,20 @@ class Play:
             "unmask": server.revealed,
         }
         accept[stage](i, reply)
+        if stage == "advertise":
+            counter = self.fleet.beside[i]["counter"]
+            self.witnesses.add(self.witnesses.check(self.key(i), counter))
+        if stage == "share":
+            signatures = self.fleet.beside[i]["countersignatures"]
+            self.witnesses.countersigned(self.key(i), self.near(i), signatures)
+
+    def key(self, i: int) -> bytes:
+        """Device i's identity."""
+        return self.instruction.roster[i - 1]
+
+    def near(self, i: int) -> list[bytes]:
+        """The members whose keys device i is shown."""
+        return [self.key(other) for other in self.server.neighbours(i)]
 
     def stage(self, stage: str, only: tuple[int, ...] = (1, 2, 3, 4)) -> None:
         """The honest server's part of one stage with some devices."""

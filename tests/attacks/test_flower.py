@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import pytest
 from flwr.app import ConfigRecord, RecordDict
 
-import fedattn.device
+import fedattn.contribution
 from fedattn.certificates import make_authority
 from fedattn.flower import wire
 from tests.attacks.adversary import RNG
@@ -134,7 +134,7 @@ def test_other_weights_than_the_instruction_names_are_refused_before_data_is_rea
     fleet, monkeypatch
 ):
     play = Play(fleet).until("upload")
-    monkeypatch.setattr(fedattn.device, "_records", lambda *_: pytest.fail("data was read"))
+    monkeypatch.setattr(fedattn.contribution, "records", lambda *_: pytest.fail("data was read"))
     fields = play.fields("upload", 1)
     crafted = fields["vector"] * 1e30
     assert fleet.say(1, "upload", **{**fields, "vector": crafted}) == "model"

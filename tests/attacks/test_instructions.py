@@ -6,12 +6,13 @@ from datetime import UTC, datetime
 
 import pytest
 
-import fedattn.device
+import fedattn.contribution
 from fedattn.certificates import certify, make_authority, make_request
+from fedattn.device import Device
 from fedattn.errors import ProtocolError, RefusalError
 from fedattn.instruction import Instruction
 from fedattn.privacy.accountants import spend
-from fedattn.privacy.events import NoNoise, PoissonGaussian, event_to_dict, round_event
+from fedattn.privacy.events import NoNoise, PoissonGaussian, round_event
 from fedattn.randomness import Randomness
 from fedattn.signing import SigningKey
 from tests.attacks.adversary import RNG
@@ -26,8 +27,8 @@ def unreadable(monkeypatch):
     def fail(*_):
         raise AssertionError("private data was read")
 
-    monkeypatch.setattr(fedattn.device, "load_partition", fail)
-    monkeypatch.setattr(fedattn.device, "_records", fail)
+    monkeypatch.setattr(fedattn.contribution, "load_partition", fail)
+    monkeypatch.setattr(fedattn.contribution, "records", fail)
 
 
 def declined(rule, call, *args):
@@ -38,7 +39,7 @@ def declined(rule, call, *args):
 
 def refuses(fleet, rule, **changes):
     declined(rule, fleet.devices[0].accept, fleet.instruction(**changes))
-    assert not (fleet.folder / "device-1" / "spend.jsonl").exists()
+    assert fleet.spent(1) == []
 
 
 def test_what_was_agreed_is_accepted(fleet, unreadable):
@@ -217,13 +218,13 @@ def test_other_weights_than_the_instruction_names(fleet, unreadable):
 def test_the_same_instruction_again_even_after_a_restart(fleet, unreadable):
     instruction = fleet.instruction()
     fleet.devices[0].accept(instruction)
-    again = fedattn.device.Device(fleet.devices[0].folder, fleet.config, 0)
+    again = Device(fleet.devices[0].folder, fleet.policy)
     for device in (fleet.devices[0], again):
         declined("replay", device.accept, instruction)
 
 
 def test_training_without_an_accepted_instruction_or_twice_on_one(fleet, monkeypatch):
-    monkeypatch.setattr(fedattn.device, "train_locally", lambda *_: "trained")
+    monkeypatch.setattr(fedattn.contribution, "train_locally", lambda *_: "trained")
     device, instruction = fleet.devices[0], fleet.instruction()
     declined("accepted", device.train, fleet.instruction(2), fleet.vector)
     device.accept(instruction)
@@ -239,7 +240,7 @@ def one_round_budget(tmp_path):
 
 
 def test_one_round_beyond_the_budget(tmp_path, monkeypatch):
-    monkeypatch.setattr(fedattn.device, "train_locally", lambda *_: "trained")
+    monkeypatch.setattr(fedattn.contribution, "train_locally", lambda *_: "trained")
     fleet = one_round_budget(tmp_path)
     device = fleet.devices[0]
     device.accept(fleet.instruction(1))
@@ -249,7 +250,7 @@ def test_one_round_beyond_the_budget(tmp_path, monkeypatch):
 
 
 def test_more_rounds_than_the_device_takes_part_in(tmp_path, monkeypatch):
-    monkeypatch.setattr(fedattn.device, "train_locally", lambda *_: "trained")
+    monkeypatch.setattr(fedattn.contribution, "train_locally", lambda *_: "trained")
     fleet = Fleet(tmp_path, privacy={"max_participations": 1})
     device = fleet.devices[0]
     for round_ in (1, 2):
@@ -261,7 +262,7 @@ def test_more_rounds_than_the_device_takes_part_in(tmp_path, monkeypatch):
 
 
 def test_two_open_rounds_that_pass_the_budget_together(tmp_path, monkeypatch):
-    monkeypatch.setattr(fedattn.device, "train_locally", lambda *_: "trained")
+    monkeypatch.setattr(fedattn.contribution, "train_locally", lambda *_: "trained")
     fleet = one_round_budget(tmp_path)
     device = fleet.devices[0]
     for round_ in (1, 2):
@@ -274,16 +275,25 @@ def test_two_open_rounds_that_pass_the_budget_together(tmp_path, monkeypatch):
 # ---- the device's own ledger
 
 
-@pytest.mark.parametrize(
-    "damage",
-    ["{", "\n", "5\n", '{"kind": "spent"}\n', '{"kind": "less", "instruction": "a"}\n', "EVENT"],
-)
-def test_a_spoiled_spend_ledger_does_not_start_anew(fleet, unreadable, damage):
-    event = event_to_dict(round_event(fleet.config, len(fleet.vector)))
-    line = json.dumps({"kind": "forgotten", "instruction": "ab", "event": event}) + "\n"
-    path = fleet.folder / "device-1" / "spend.jsonl"
-    path.write_text(line if damage == "EVENT" else damage)
-    declined("spend_ledger", fleet.devices[0].accept, fleet.instruction())
+@pytest.mark.parametrize("damage", ["emptied", "other line", "kind", "cost", "removed", "moved"])
+def test_a_spoiled_ledger_does_not_start_anew(fleet, unreadable, damage):
+    device, path = fleet.devices[0], fleet.folder / "device-1" / "spend.jsonl"
+    for round_ in (1, 2):
+        device.accept(fleet.instruction(round_))
+    opening, first, second = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(
+        {
+            "emptied": b"\n",
+            "other line": opening + b"5\n" + second,
+            "kind": opening + first.replace(b"accepted", b"forgotten") + second,
+            "cost": opening + first.replace(b'"noise_multiplier":1.0', b'"noise_multiplier":9.0'),
+            "removed": opening + second,
+            "moved": opening + second + first,
+        }[damage]
+    )
+    before = path.read_bytes()
+    declined("spend_ledger", device.accept, fleet.instruction(3))
+    assert path.read_bytes() == before
 
 
 def test_a_full_disk_is_no_way_around_the_ledger(fleet, unreadable, monkeypatch):
@@ -294,10 +304,11 @@ def test_a_full_disk_is_no_way_around_the_ledger(fleet, unreadable, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         declined("spend_ledger", device.accept, instruction)
-    monkeypatch.setattr(fedattn.device, "train_locally", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(fedattn.contribution, "train_locally", lambda *_: pytest.fail("trained"))
     device.accept(fleet.instruction(2))
     monkeypatch.setattr(os, "fsync", full)
     declined("spend_ledger", device.train, fleet.instruction(2), fleet.vector)
+    assert fleet.spent(1) == ["accepted"]
 
 
 # ---- one document, one hash

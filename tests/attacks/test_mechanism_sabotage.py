@@ -17,9 +17,9 @@ import pytest
 import torch
 
 import fedattn.clipping
-import fedattn.device
 import fedattn.encoding
-import fedattn.flower.server_app
+import fedattn.flower.training
+import fedattn.policy.rules
 import fedattn.report.files
 import fedattn.train
 from fedattn.batches import Record
@@ -180,7 +180,7 @@ def constant_dither(value: float) -> Callable[[pytest.MonkeyPatch], None]:
 
 def start_accounting_anew(patch: pytest.MonkeyPatch) -> None:
     """Server and devices alike see the last round alone."""
-    for module in (fedattn.flower.server_app, fedattn.device):
+    for module in (fedattn.flower.training, fedattn.policy.rules):
         honest = module.passed_budgets
         patch.setattr(
             module,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flwr.common.serde import message_to_proto
 
-from fedattn import device, ledger, train
+from fedattn import contribution, device, ledger, train
 from fedattn import simulate as simulate_module
 from fedattn.data.jsonl import read_jsonl
 from fedattn.data.splits import client_of, split_of
@@ -159,14 +159,14 @@ def test_removing_all_of_a_clients_data_changes_no_type_and_no_length(tmp_path, 
 def failing_for_victim(monkeypatch, what):
     """Make `what` raise on the victim alone, with the canary in its text."""
     if what == "reading":
-        original = device._records
+        original = contribution.records
 
         def records(config, index, vocab_size):
             if index == VICTIM:
                 raise ValueError(f"line 3: {CANARY}")
             return original(config, index, vocab_size)
 
-        monkeypatch.setattr(device, "_records", records)
+        monkeypatch.setattr(contribution, "records", records)
     elif what == "training":
         monkeypatch.setattr(train, "record_losses", _raise)
     elif what == "drawing":
@@ -230,7 +230,7 @@ def test_a_server_cannot_make_an_update_absent_by_weights_that_overflow(tmp_path
     original = device.Device.train
 
     def crafted(self, instruction, vector):
-        monkeypatch.setattr(device, "released_sha256", lambda *_: instruction.model_sha256)
+        monkeypatch.setattr(device, "vector_sha256", lambda *_: instruction.model_sha256)
         return original(self, instruction, vector * 1e30)
 
     monkeypatch.setattr(device.Device, "train", crafted)

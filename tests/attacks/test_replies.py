@@ -7,12 +7,15 @@ from flwr.app import Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 
 from fedattn.audit.ledger_checks import CERTIFICATES_FILE
+from fedattn.counters import CounterMemory
 from fedattn.flower import wire
 from fedattn.flower.cohorts import Cohorts
 from fedattn.flower.enrolment import Member, enrol
 from fedattn.flower.observer import SilentObserver
+from fedattn.flower.record import Terms
+from fedattn.flower.results import Results
 from fedattn.flower.rounds import RoundAbortedError, RoundRunner
-from fedattn.flower.server_app import Training
+from fedattn.flower.training import Training
 from fedattn.ledger import Ledger
 from fedattn.signing import SigningKey
 from tests.attacks.adversary import RNG
@@ -53,13 +56,17 @@ class Interposed:
 def run_round(fleet, stage, replace, tmp_path):
     grid, notes = Interposed(fleet.grid, wire.STAGES[stage], replace), Notes()
     with Ledger.create(tmp_path / "ledger.jsonl", SigningKey.generate(RNG)) as ledger:
-        opening = Training(grid, fleet.config, tmp_path, ledger._key, b"", notes)
+        opening = Training(
+            grid, fleet.config, tmp_path, ledger._key, b"", notes, Terms("simulation")
+        )
         opening.ledger, opening.roster = ledger, fleet.roster
+        opening.results = Results(fleet.config, opening.held.model)
         members = [
             Member(node, device.identity.public_bytes, device.certificate)
             for node, device in zip(fleet.nodes, fleet.devices, strict=True)
         ]
         opening.cohorts = Cohorts(fleet.config, members, opening.randomness.child("cohorts"))
+        opening.held.reserve()
         opening._open()
         result = opening._round(opening.cohorts.draw(), 1)
     return result, notes.lines, (tmp_path / "ledger.jsonl").read_text()
@@ -101,12 +108,13 @@ def test_a_device_that_sends_text_is_left_out_and_its_text_goes_nowhere(
     assert CANARY not in ledger
 
 
-def test_all_devices_that_refuse_abort_the_round_by_name(fleet):
+def test_all_devices_that_refuse_abort_the_round_by_name(fleet, tmp_path):
     play = Play(fleet)
     fleet.say(1, "advertise", instruction=play.instruction.document)
     fleet.say(2, "advertise", instruction=play.instruction.document)
     notes = Notes()
-    runner = RoundRunner(fleet.grid, list(fleet.nodes), notes, timeout_s=60)
+    memory = CounterMemory(tmp_path / "counters.json")
+    runner = RoundRunner(fleet.grid, list(fleet.nodes), notes, 60, memory)
     with pytest.raises(RoundAbortedError, match="2 advertisers, need 3"):
         runner.run(play.instruction, fleet.vector, None)
     assert sum("declined by rule replay" in line for line in notes.lines) == 2
