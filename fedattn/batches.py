@@ -54,8 +54,9 @@ class Batch:
         return self.context.shape[0]
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on `device`."""
-        return Batch(self.context.to(device), self.tokens.to(device), self.targets.to(device))
+        """The same batch on `device`; the CPU need not wait for a copy to a CUDA device."""
+        parts = (self.context, self.tokens, self.targets)
+        return Batch(*(part.to(device, non_blocking=device.type == "cuda") for part in parts))
 
 
 def tokenize(

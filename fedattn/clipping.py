@@ -17,7 +17,8 @@ from opacus.grad_sample import GradSampleModule, register_grad_sampler
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
-from fedattn.model import NUM_BUCKETS, AttentionGenerator, RelativePositionBias
+from fedattn.model import AttentionGenerator, RelativePositionBias
+from fedattn.parameters import NUM_BUCKETS
 from fedattn.randomness import Randomness
 
 # Norms, clipping and sums are float64; a record is clipped to C (1 - CLIP_MARGIN), which leaves
@@ -145,14 +146,13 @@ class ClippedSum:
 
     def vector(self) -> Tensor:
         """The sum, flattened in the order of `parameters`: (d,) float64 on the CPU."""
-        return torch.cat(
-            [
-                torch.zeros(p.numel(), dtype=torch.float64)
-                if p.summed_grad is None
-                else p.summed_grad.flatten().cpu()
-                for p in self.parameters
-            ]
-        )
+        parts = [
+            torch.zeros(p.numel(), dtype=torch.float64, device=p.device)
+            if p.summed_grad is None
+            else p.summed_grad.flatten()
+            for p in self.parameters
+        ]
+        return torch.cat(parts).cpu()  # (one copy from the device, not one a parameter)
 
     def forget(self) -> None:
         """Start from an empty sum."""

@@ -14,7 +14,8 @@ unit client: plain local steps; the codec clips their change as a whole. unit no
 After private data is read nothing here raises because of it (but with unit none, which protects
 nobody): a conversation, or with unit client a device, whose pass fails counts as zero. A failing
 conversation is found by computing its batch again one record at a time, so that it never takes
-others with it: if it did, one record would decide over a whole batch's contribution.
+others with it: if it did, one record would decide over a whole batch's contribution. A batch that
+runs out of memory is halved (memory.py).
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ from fedattn.clipping import (
     per_record_gradients,
 )
 from fedattn.config import Config
+from fedattn.memory import Rows, ceiling, is_out_of_memory
 from fedattn.model import AttentionGenerator, trainable_names
+from fedattn.placement import usable_device
 from fedattn.randomness import Randomness
 from fedattn.tokens import Tokenizer
 
@@ -51,13 +54,6 @@ class LocalResult:
     """
 
     delta: Tensor
-
-
-def choose_device(wanted: str) -> torch.device:
-    """`auto`: the first CUDA device if there is one, else the CPU."""
-    if wanted == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    return torch.device(wanted)
 
 
 def record_losses(model: AttentionGenerator, batch: Batch) -> Tensor:
@@ -101,11 +97,14 @@ def train_locally(
     - `unit: none`: the change after `local_steps` plain steps.
 
     The model is left as it was, also by an exception. `records` may be empty. Sampling, draws and
-    noise come from `randomness`.
+    noise come from `randomness`. Where and in what memory it runs is `config.train`'s, which a
+    device sets for itself (`Config.placed`); RefusalError("device") if it cannot be there.
     """
+    device = usable_device(config.train.device)
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
-    device = choose_device(config.train.device)
+    # CLIP_MARGIN counts on float32 products; a container's environment may have allowed TF32.
+    torch.set_float32_matmul_precision("highest")
     names = trainable_names(model, config.model.trainable)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names)
@@ -136,13 +135,16 @@ def noise_only(
 ) -> LocalResult:
     """The result of a device that holds no record: what leaves when reading its data fails.
 
-    Noise where devices add it while they train, zero where it is added to the sum.
+    Noise where devices add it while they train, zero where it is added to the sum. On the CPU:
+    what failed may be the CUDA device.
     """
-    return train_locally(model, tokenizer, (), config, randomness)
+    return train_locally(model, tokenizer, (), config.placed({"device": "cpu"}), randomness)
 
 
 class _Steps:
     """What private and plain steps share: drawing examples and cutting them to memory."""
+
+    keeps_records_apart = False
 
     def __init__(
         self,
@@ -153,6 +155,12 @@ class _Steps:
     ) -> None:
         self.model, self.tokenizer, self.config = model, tokenizer, config
         self.randomness = randomness
+        self.device = next(model.parameters()).device
+        apart = self.keeps_records_apart
+        self.rows = Rows(
+            (self.device, model.shape, config.model.trainable, apart),
+            ceiling(config.train, model, per_record=apart),
+        )
 
     def optimizer(self) -> torch.optim.Optimizer:
         """The optimizer of local steps, over what training changes."""
@@ -167,20 +175,31 @@ class _Steps:
         reply = record.replies[self.randomness.below(len(record.replies))]
         return pair(record, reply, self.tokenizer, self.model.shape.context_tokens)
 
-    def batches(self, pairs: Sequence[Pair]) -> list[list[Pair]]:
-        """Physical batches of alike lengths: memory and padding change, no record's gradient."""
-        size = self.config.train.max_physical_batch
-        ordered = sorted(pairs, key=lambda item: (len(item.context), len(item.reply)))
-        return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+    def compute(self, pairs: Sequence[Pair]) -> None:
+        """`run` physical batches of alike lengths; all is drawn before: no draw hangs on memory."""
+        ordered = sorted(pairs, key=lambda each: (len(each.context), len(each.reply)))
+        shape, token = self.model.shape, self.tokenizer.you
+        longest = Pair([token] * shape.context_tokens, [token] * shape.reply_tokens)
+        self.rows.compute(ordered, self.run, lambda count: self.rehearse([longest] * count))
+
+    def run(self, pairs: Sequence[Pair]) -> None:
+        """Add the pairs' gradients to the step; adds nothing if it raises."""
+        raise NotImplementedError
+
+    def rehearse(self, pairs: Sequence[Pair]) -> None:
+        """The same pass, of which nothing stays."""
+        raise NotImplementedError
 
     def losses(self, pairs: Sequence[Pair]) -> Tensor:
         """Loss of each pair, (B,)."""
         batch = collate(pairs, self.tokenizer, self.model.shape.reply_tokens)
-        return record_losses(self.model, batch.to(next(self.model.parameters()).device))
+        return record_losses(self.model, batch.to(self.device))
 
 
 class _ClippedBatches(_Steps):
     """Sums of per-conversation gradients, clipped each, by Opacus's hooks (module docstring)."""
+
+    keeps_records_apart = True
 
     def __enter__(self) -> Self:
         self._context = per_record_gradients(self.model)
@@ -194,10 +213,7 @@ class _ClippedBatches(_Steps):
 
     def add(self, records: Sequence[Record]) -> None:
         """Add one example of each record, clipped; a record that fails adds zero."""
-        for pairs in self.batches(self._draw_all(records)):
-            if not self._accumulate(pairs) and len(pairs) > 1:
-                for single in pairs:
-                    self._accumulate([single])
+        self.compute(self._draw_all(records))
 
     def _draw_all(self, records: Sequence[Record]) -> list[Pair]:
         pairs = []
@@ -208,15 +224,30 @@ class _ClippedBatches(_Steps):
                 continue
         return pairs
 
-    def _accumulate(self, pairs: Sequence[Pair]) -> bool:
-        """Add the pairs' clipped gradients; False, and nothing added, if their pass failed."""
+    def run(self, pairs: Sequence[Pair]) -> None:
+        """Add clipped gradients; a record whose pass fails alone adds zero.
+
+        Raises only if memory ran out for several records, and then adds nothing.
+        """
         try:
             self.gradients.losses_backward(self.losses(pairs))
             self.sum.accumulate()
-        except Exception:
+            return
+        except Exception as error:
             self.gradients.reset()
-            return False
-        return True
+            if len(pairs) == 1:
+                return
+            if is_out_of_memory(error):
+                raise
+        for single in pairs:
+            self.run([single])
+
+    def rehearse(self, pairs: Sequence[Pair]) -> None:
+        """A pass whose gradients are neither clipped nor added."""
+        try:
+            self.gradients.losses_backward(self.losses(pairs))
+        finally:
+            self.gradients.reset()
 
 
 class _PrivateSteps(_ClippedBatches):
@@ -252,11 +283,20 @@ class _PlainSteps(_Steps):
     def take(self, records: Sequence[Record]) -> None:
         """One step along the summed gradient over the public expected batch size."""
         self.plain.zero_grad(set_to_none=True)
-        for pairs in self.batches([self.draw(record) for record in records]):
-            torch.autograd.backward(
-                self.losses(pairs).sum() / self.config.train.expected_batch_size
-            )
+        self.compute([self.draw(record) for record in records])
         self.plain.step()
+
+    def run(self, pairs: Sequence[Pair]) -> None:
+        """Add the pairs' gradients to those of the step, all of them or none."""
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        loss = self.losses(pairs).sum() / self.config.train.expected_batch_size
+        for parameter, made in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            parameter.grad = made if parameter.grad is None else parameter.grad.add_(made)
+
+    def rehearse(self, pairs: Sequence[Pair]) -> None:
+        """A pass whose gradients are dropped."""
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        torch.autograd.grad(self.losses(pairs).sum(), parameters)
 
 
 def _client_change(steps: _PlainSteps, records: Sequence[Record], names: list[str]) -> Tensor:

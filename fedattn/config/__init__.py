@@ -9,9 +9,12 @@ from fedattn.config.reading import (
     config_from_json,
     load_config,
     parse_config,
+    parse_mapping,
+    validated,
 )
-from fedattn.config.section import Section
+from fedattn.config.section import Count, Positive, Rate, Section
 from fedattn.config.shape import (
+    LOCAL_KEYS,
     Architecture,
     Config,
     DataConfig,
@@ -24,16 +27,20 @@ from fedattn.config.shape import (
 )
 
 __all__ = [
+    "LOCAL_KEYS",
     "ROWS",
     "Architecture",
     "Budgets",
     "Config",
+    "Count",
     "DataConfig",
     "EvalConfig",
     "Fault",
     "Hypothetical",
     "ModelConfig",
+    "Positive",
     "PrivacyConfig",
+    "Rate",
     "Row",
     "SecAggConfig",
     "Section",
@@ -43,4 +50,6 @@ __all__ = [
     "config_from_json",
     "load_config",
     "parse_config",
+    "parse_mapping",
+    "validated",
 ]

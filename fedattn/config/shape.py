@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, PlainValidator, model_validator
@@ -12,10 +13,12 @@ from pydantic import Field, PlainValidator, model_validator
 from fedattn import modulus
 from fedattn.config.protection import PrivacyConfig
 from fedattn.config.section import Count, Positive, Rate, Section, Share
-from fedattn.errors import UpdateError
+from fedattn.errors import ConfigError, UpdateError
 
 Stage = Literal["advertise", "share", "upload", "confirm", "unmask"]
 PLAIN_GRID_SCALE = 2.0**20
+# Keys of `train` that are each device's own: they change its memory and time, not its privacy.
+LOCAL_KEYS = frozenset({"device", "threads", "max_physical_batch", "max_batch_bytes"})
 
 
 def _bits(value: object) -> object:
@@ -111,6 +114,7 @@ class TrainConfig(Section):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     threads: Annotated[int, Field(ge=0)] = 0  # torch threads; 0: torch's own choice
     max_physical_batch: Count = 64  # records computed at once; changes memory, not privacy
+    max_batch_bytes: Count | None = None  # memory that they may take, estimated (memory.py)
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:
@@ -250,6 +254,13 @@ class Config(Section):
                 _ = self.modulus_bits
             except UpdateError as error:
                 raise ValueError(f"secagg: {error}") from None
+
+    def placed(self, local: Mapping[str, str | int | None]) -> Self:
+        """This config with a device's own `train` keys, of LOCAL_KEYS alone; has another hash."""
+        if not local.keys() <= LOCAL_KEYS:
+            raise ConfigError(f"train: a device's own keys are {', '.join(sorted(LOCAL_KEYS))}")
+        train = TrainConfig.model_validate({**self.train.model_dump(), **local})
+        return self.model_copy(update={"train": train})
 
     @property
     def is_private(self) -> bool:
