@@ -13,12 +13,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from fedattn.errors import LedgerError, PrivacyError
 from fedattn.privacy.events import Event, event_from_dict
 
-LEDGER_FORMAT: Final = "fedattn-ledger/2"
+LEDGER_FORMAT: Final = "fedattn-ledger/3"
+TORN_BYTES: Final = 4096  # of a line that was cut off, this many are kept
 
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # SHA-256 or a raw public key, in hex
 Signature = Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
 Count = Annotated[int, Field(ge=0)]
 Round = Annotated[int, Field(ge=1)]
+Party = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,100}$")]  # as one line of text
 Outcome: TypeAlias = Literal["completed", "budget", "interrupted", "aborted"]
 AbortReason: TypeAlias = Literal["threshold", "protocol", "decode", "interrupted", "error"]
 
@@ -40,7 +42,7 @@ class Body(BaseModel):
 class Open(Body):
     """The first entry: what the run is about to do, with which data, keys and weights."""
 
-    format: Literal["fedattn-ledger/2"] = LEDGER_FORMAT
+    format: Literal["fedattn-ledger/3"] = LEDGER_FORMAT
     fedattn_version: str
     config: dict[str, Any]
     config_sha256: Hash
@@ -52,6 +54,7 @@ class Open(Body):
     dimension: Round  # trainable parameters
     engine: str
     created_by: str
+    authority_held_by: Party  # who certified the devices: "simulation", "server", or a name
 
 
 class Intent(Body):
@@ -100,6 +103,16 @@ class Skip(Body):
     reason: Literal["cohort"]
 
 
+class Resume(Body):
+    """A run that was cut off goes on: what it found, and what it goes on from."""
+
+    open_intent: Hash | None  # of an intent without an outcome: it stays spent, it is not retried
+    model: Hash  # of the last release, or the start
+    roster: list[Hash]  # of the run's devices, those that enrolled again; none if no round is left
+    torn: Annotated[str, Field(pattern=r"^([0-9a-f]{2})+$", max_length=2 * TORN_BYTES)] | None
+    torn_bytes: Count  # all of a last line that was cut off; `torn` is how it begins, in hex
+
+
 class Close(Body):
     """The last entry."""
 
@@ -110,13 +123,14 @@ class Close(Body):
     model_sha256: Hash
 
 
-AnyBody: TypeAlias = Open | Intent | Release | Abort | Skip | Close
+AnyBody: TypeAlias = Open | Intent | Release | Abort | Skip | Resume | Close
 BODIES: Mapping[str, type[AnyBody]] = {
     "open": Open,
     "intent": Intent,
     "release": Release,
     "abort": Abort,
     "skip": Skip,
+    "resume": Resume,
     "close": Close,
 }
 

@@ -69,6 +69,7 @@ class Ledger:
     ) -> None:
         self.path = path
         self.entries = entries
+        self.torn = b""  # bytes after the last whole line, until something is appended
         self._key = key
         self._handle: int | None = handle
 
@@ -90,15 +91,22 @@ class Ledger:
         return cls(path, key, handle, [])
 
     @classmethod
-    def open(cls, path: Path, key: SigningKey) -> Ledger:
-        """Continue a ledger; LedgerError unless `key` signed every line of an unbroken chain."""
+    def open(cls, path: Path, key: SigningKey, *, is_cut: bool = False) -> Ledger:
+        """Continue a ledger; LedgerError unless `key` signed every line of an unbroken chain.
+
+        A last line without its newline is torn: the writer was killed in `append`, which had not
+        returned, so nothing that the line announces was done. A torn intent is not spent: nobody
+        is contacted before its line is on disk. A torn release leaves its intent open: the round
+        is spent, and its model is not the run's. With `is_cut` such a line goes to `torn` and is
+        cut off by the next `append`, whose entry is there to say so; without, it is refused.
+        """
         try:
             handle = os.open(path, os.O_RDWR | os.O_APPEND)
         except OSError as error:
             raise LedgerError(f"{path}: cannot be opened ({error.strerror})") from None
         _lock(handle, path)
         try:
-            entries = read_ledger(path)
+            entries, torn = read_whole_lines(path) if is_cut else (read_ledger(path), b"")
             previous = GENESIS
             for seq, entry in enumerate(entries):
                 signed = entry.is_signed_by(key.public_bytes)
@@ -108,7 +116,9 @@ class Ledger:
         except LedgerError:
             os.close(handle)
             raise
-        return cls(path, key, handle, entries)
+        ledger = cls(path, key, handle, entries)
+        ledger.torn = torn
+        return ledger
 
     @property
     def head(self) -> str:
@@ -135,6 +145,9 @@ class Ledger:
         signature = self._key.sign(PURPOSE, unsigned)
         line = unsigned[:-1] + _OPENING + signature.hex().encode() + b'"}'
         try:
+            if self.torn:
+                os.ftruncate(self._handle, os.fstat(self._handle).st_size - len(self.torn))
+                self.torn = b""
             if os.write(self._handle, line + b"\n") != len(line) + 1:
                 raise OSError("short write")
             os.fsync(self._handle)
@@ -166,30 +179,39 @@ class Ledger:
 def read_ledger(path: Path) -> list[LedgerEntry]:
     """Every entry of a ledger, in file order; signatures and chain are the audit's to check.
 
-    LedgerError tells apart: no file, a newer format, a torn last line, a bad line by number.
+    LedgerError tells apart: no file, another format, a torn last line, a bad line by number.
+    """
+    entries, torn = read_whole_lines(path)
+    if not entries and not torn:
+        raise LedgerError(f"{path}: empty; the run stopped before its first entry")
+    if torn:
+        raise LedgerError(
+            f"{path}: the last line ({len(entries) + 1}) is torn: the writer was cut off before it "
+            "did what the line announces. Resume the run (`--resume`), which cuts the line off and "
+            f"says so in its next entry; lines 1 to {len(entries)} are whole"
+        )
+    return entries
+
+
+def read_whole_lines(path: Path) -> tuple[list[LedgerEntry], bytes]:
+    """The entries of a ledger, possibly none, and the bytes after its last newline.
+
+    LedgerError as `read_ledger`, which takes such bytes for an error.
     """
     try:
         stored = path.read_bytes()
     except OSError as error:
         raise LedgerError(f"{path}: cannot be read ({error.strerror})") from None
-    if not stored:
-        raise LedgerError(f"{path}: empty; the run stopped before its first entry")
-    *lines, rest = stored.split(b"\n")
+    *lines, torn = stored.split(b"\n")
     if lines:
-        _refuse_newer(lines[0], path)
-    if rest:
-        raise LedgerError(
-            f"{path}: the last line ({len(lines) + 1}) is torn: the writer was cut off. What it "
-            "announced counts as spent; lines 1 to "
-            f"{len(lines)} are whole"
-        )
+        _refuse_other_format(lines[0], path)
     entries = []
     for number, line in enumerate(lines, start=1):
         try:
             entries.append(parse_line(line))
         except LedgerError as error:
             raise LedgerError(f"{path} line {number}: {error}") from None
-    return entries
+    return entries, torn
 
 
 def parse_line(line: bytes) -> LedgerEntry:
@@ -213,16 +235,19 @@ def parse_line(line: bytes) -> LedgerEntry:
     return LedgerEntry(seq, str(kind), prev, at, body, signature, line)
 
 
-def _refuse_newer(first_line: bytes, path: Path) -> None:
+def _refuse_other_format(first_line: bytes, path: Path) -> None:
     try:
         stated = json.loads(first_line)["body"]["format"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return
     name, _, version = LEDGER_FORMAT.partition("/")
     found = re.fullmatch(rf"{name}/(\d{{1,9}})", str(stated))
-    if found and int(found[1]) > int(version):
+    if found and int(found[1]) != int(version):
+        age, remedy = "older", "use the fedattn that wrote it"
+        if int(found[1]) > int(version):
+            age, remedy = "newer", "upgrade fedattn"
         raise LedgerError(
-            f"{path}: newer format {stated}, this version reads {LEDGER_FORMAT}; upgrade fedattn"
+            f"{path}: {age} format {stated}, this version reads {LEDGER_FORMAT}; {remedy}"
         )
 
 

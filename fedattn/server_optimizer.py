@@ -7,6 +7,8 @@ gradient and handed to a torch optimizer (arXiv 2003.00295, Algorithm 2; Hsu et 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -36,6 +38,26 @@ class ServerOptimizer:
         self._vector.grad = -mean
         self._optimizer.step()
         return self._vector.detach().float()
+
+    @property
+    def moments(self) -> int:
+        """How many vectors (d,) float64 the state holds, once a step was made."""
+        return {"fedavg": 0, "fedavgm": 1, "fedadam": 2}[self.config.server_optimizer]
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """What earlier steps left behind, by torch's names; with it `resume` goes on as before."""
+        if self._vector is None or self._optimizer is None:
+            return {}
+        kept = self._optimizer.state[self._vector]
+        return {name: value for name, value in kept.items() if isinstance(value, Tensor)}
+
+    def resume(self, vector: Tensor, state: Mapping[str, Tensor]) -> None:
+        """Go on from a model (d,) and the `state` that its last step left."""
+        self._vector = torch.nn.Parameter(vector.double())
+        self._optimizer = self._make(self._vector)
+        if state:
+            self._optimizer.state[self._vector] = {k: v.clone() for k, v in state.items()}
 
     def _make(self, vector: torch.nn.Parameter) -> torch.optim.Optimizer:
         config = self.config

@@ -7,20 +7,24 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import yaml
 
-from fedattn.config import ROWS, Config
+from fedattn.config import ROWS, Config, load_config
 from fedattn.errors import EXIT_ABORTED, EXIT_BUDGET, EXIT_INTERRUPTED, EXIT_OK, RunError
 from fedattn.randomness import Randomness
-from fedattn.report import Report, read_report
+from fedattn.report import LEDGER_FILE, REPORT_FILE, Report, read_report
+from fedattn.resumption import require_resumable, require_same_config
 from fedattn.signing import SigningKey, fingerprint
 
 if TYPE_CHECKING:
     from fedattn.device import Device
 
+Engine: TypeAlias = Literal["embedded", "ray"]
+CONFIG_FILE = "config.yaml"
 _EXITS = {
     "completed": EXIT_OK,
     "budget": EXIT_BUDGET,
@@ -86,8 +90,8 @@ def new_run_dir(config: Config, out: Path | None) -> Path:
 def server_key(config: Config, run_dir: Path) -> Path:
     """The path of the server's key: the config's own, or one made for this run."""
     if config.server_key is not None:
-        return Path(config.server_key)
-    path = run_dir / "server.pem"
+        return _key_path(config, run_dir)
+    path = _key_path(config, run_dir)
     randomness = (
         Randomness.from_os()
         if config.seed is None
@@ -105,7 +109,7 @@ def found_federation(devices: Sequence[Device], folder: Path) -> Path:
     """
     from fedattn.certificates import certify, make_authority, make_request
 
-    at, seed = datetime.now(UTC), devices[0].config.seed
+    at, seed = datetime.now(UTC), devices[0].policy.seed
     stream = Randomness.from_os() if seed is None else Randomness.seeded(seed, "authority")
     authority = make_authority(stream, "simulated-authority", at=at, valid_days=365)
     folder.mkdir(parents=True)
@@ -120,53 +124,129 @@ def found_federation(devices: Sequence[Device], folder: Path) -> Path:
     return path
 
 
+def resumed_config(run_dir: Path, config: Path | None, overrides: Sequence[str]) -> Config:
+    """The config of the run in `run_dir`, to go on with.
+
+    `config`, or without one the run's own config.yaml, with `overrides`, must be what the run was
+    opened with: RunError names the first key that differs, and what there is to resume, if nothing.
+    """
+    standing = require_resumable(run_dir / LEDGER_FILE, run_dir / REPORT_FILE)
+    found = load_config(run_dir / CONFIG_FILE if config is None else config, overrides)
+    require_same_config(found, standing.opened)
+    return found
+
+
+def require_engine(engine: Engine, config: Config) -> None:
+    """RunError, with the remedy, if `config` cannot run on `engine`."""
+    if engine == "ray":
+        if find_spec("ray") is None:
+            raise RunError("engine ray: Ray is not installed; run `pip install 'fedattn[sim]'`")
+        from fedattn.flower.ray_engine import require_runnable
+
+        require_runnable(config)
+
+
 def simulate(
-    config: Config, run_dir: Path, *, observer: object = None, taps: Sequence[Any] = ()
+    config: Config,
+    run_dir: Path,
+    *,
+    observer: Any = None,
+    taps: Sequence[Any] = (),
+    engine: Engine = "embedded",
+    is_resumed: bool = False,
 ) -> Simulation:
-    """Run `config` in this process and return its report.
+    """Run `config` on this machine, or go on with the run in `run_dir`, and return its report.
 
     The run directory holds config.yaml, ledger.jsonl, model.safetensors, report.json, .sig and
-    .html, roster.txt, server.pem unless the config names a key, and each device's folder.
+    .html, roster.txt, server.pem unless the config names a key, and each device's folder. `taps`
+    see the messages of the embedded engine.
     """
     os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
-    from flwr.app import Context, RecordDict
-
-    from fedattn.device import Device
-    from fedattn.flower.client_app import app as client_app
-    from fedattn.flower.grid import EmbeddedGrid
-    from fedattn.flower.server_app import app as server_app
-
+    require_engine(engine, config)
     began = time.monotonic()
-    key_path = server_key(config, run_dir)
-    fingerprint_ = fingerprint(SigningKey.load(key_path).public_bytes)
-    (run_dir / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    policy = run_dir / "devices" / "config.json"
-    policy.parent.mkdir()
-    policy.write_text(config.canonical_json())
-    folders = [run_dir / "devices" / f"client-{i + 1}" for i in range(config.data.clients)]
-    devices = [Device(folder, config, i) for i, folder in enumerate(folders)]
-    authority = found_federation(devices, run_dir / "authority")
+    if not is_resumed:
+        try:
+            _set_up(config, run_dir)
+        except OSError as error:
+            raise RunError(
+                f"{run_dir}: cannot be written ({error.strerror}); nothing was sent"
+            ) from None
+    key_path = _key_path(config, run_dir)
+    run_config: dict[str, Any] = {
+        "config-json": config.canonical_json(),
+        "run-dir": str(run_dir),
+        "server-key": str(key_path),
+        "authority": str(run_dir / "authority" / "authority.pem"),
+        "authority-held-by": "simulation",
+        "nodes": "",
+        "revoked": "",
+        "resume": "yes" if is_resumed else "",
+        "created-by": "simulate",
+    }
+    if engine == "ray":
+        from fedattn.flower.observer import SilentObserver
+        from fedattn.flower.ray_engine import run as run_on_ray
+
+        watching = SilentObserver() if observer is None else observer
+        run_on_ray(config, run_dir, run_config, run_dir / "devices", watching)
+    else:
+        _embedded(config, run_dir, run_config, observer, taps)
+    key = fingerprint(SigningKey.load(key_path).public_bytes)
+    return Simulation(run_dir, read_report(run_dir), key, time.monotonic() - began)
+
+
+def _set_up(config: Config, run_dir: Path) -> None:
+    """Make keys, devices and their authority; nothing here contacts anyone."""
+    from fedattn.device import Device
+    from fedattn.flower.client_app import POLICY_FILE
+    from fedattn.policy import Policy
+
+    SigningKey.load(server_key(config, run_dir))
+    (run_dir / CONFIG_FILE).write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    policy, path = Policy.agreed(config), run_dir / "devices" / POLICY_FILE
+    path.parent.mkdir()
+    policy.save(path)
+    devices = [Device(folder, policy, i) for i, folder in enumerate(_folders(config, run_dir))]
+    found_federation(devices, run_dir / "authority")
     keys = [device.identity.public_bytes for device in devices]
     (run_dir / "roster.txt").write_text(
         "# identity public keys of the devices; an auditor pins a copy obtained elsewhere\n"
         + "".join(f"{key.hex()}\n" for key in keys)
     )
+
+
+def _embedded(
+    config: Config,
+    run_dir: Path,
+    run_config: dict[str, Any],
+    observer: Any,
+    taps: Sequence[Any],
+) -> None:
+    from flwr.app import Context, RecordDict
+
+    from fedattn.flower.client_app import POLICY_FILE
+    from fedattn.flower.client_app import app as client_app
+    from fedattn.flower.grid import EmbeddedGrid
+    from fedattn.flower.server_app import app as server_app
+
+    policy = run_dir / "devices" / POLICY_FILE
     grid = EmbeddedGrid(
         client_app,
         {
-            100 + i: {"device-dir": str(folder), "config": str(policy), "partition-id": i}
-            for i, folder in enumerate(folders)
+            100 + i: {"device-dir": str(folder), "policy": str(policy), "partition-id": i}
+            for i, folder in enumerate(_folders(config, run_dir))
         },
         faults=config.faults,
         taps=taps,
     )
     if observer is not None:
         grid.observer = observer  # type: ignore[attr-defined]
-    run_config: dict[str, Any] = {
-        "config-json": config.canonical_json(),
-        "run-dir": str(run_dir),
-        "server-key": str(key_path),
-        "authority": str(authority),
-    }
     server_app(grid, Context(grid.run.run_id, 1, {}, RecordDict(), run_config))
-    return Simulation(run_dir, read_report(run_dir), fingerprint_, time.monotonic() - began)
+
+
+def _folders(config: Config, run_dir: Path) -> list[Path]:
+    return [run_dir / "devices" / f"client-{i + 1}" for i in range(config.data.clients)]
+
+
+def _key_path(config: Config, run_dir: Path) -> Path:
+    return run_dir / "server.pem" if config.server_key is None else Path(config.server_key)

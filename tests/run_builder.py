@@ -83,7 +83,7 @@ def unchanged(_: str, body: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class Run:
-    """Three rounds: released, aborted, released; round 4 is left open if `open_round`.
+    """Three rounds: released, aborted, released; in round 4 it is killed if `open_round`.
 
     A round's clients are `cohort(number)` of the devices; without one it is skipped.
     """
@@ -95,9 +95,10 @@ class Run:
     cosigners: list[SigningKey] | None = None  # None: as many of the round's as it needs
     cohort: Callable[[list[SigningKey], int], list[SigningKey]] = lambda devices, number: devices
     event: Event | None = None  # what instruction and intent state; None: what the config demands
-    more_rounds: int = 0  # after these, left open
+    more_rounds: int = 0  # after these, killed in each
     hidden_intent: int = 0  # a round whose intent is not written
     open_round: bool = True
+    held_by: str = "simulation"
     version: str = fedattn.__version__
     body: Callable[[str, dict[str, Any]], dict[str, Any]] = unchanged  # forges a body
     report: Callable[[Report], Report] = lambda report: report  # forges the report
@@ -121,6 +122,8 @@ class Run:
                 elif number < 4:
                     self._release(number, intent, instruction, members, current)
                     current += 1
+                else:
+                    self._resume(intent, model(current))
             if close:
                 end = {"outcome": "completed", "released": current, "aborted": 1}
                 end |= {"skipped": skipped, "model_sha256": model(current)}
@@ -147,6 +150,7 @@ class Run:
                 "dimension": 10,
                 "engine": "embedded",
                 "created_by": "simulate",
+                "authority_held_by": self.held_by,
             },
         )
 
@@ -178,6 +182,12 @@ class Run:
     def _abort(self, number: int, intent: str) -> None:
         abort = {"round": number, "intent": intent, "stage": "upload", "reason": "threshold"}
         self._append("abort", abort)
+
+    def _resume(self, intent: str, current: str) -> None:
+        """The run was killed in the round of `intent` and went on."""
+        roster = [key.public_bytes.hex() for key in self.devices]
+        found = {"open_intent": intent, "model": current, "roster": roster}
+        self._append("resume", {**found, "torn": None, "torn_bytes": 0})
 
     def _release(
         self,

@@ -338,12 +338,12 @@ def test_missing_partial_torn_and_newer_runs_are_told_apart(good: Path, tmp_path
         audit(torn)
     newer = Path(shutil.copytree(good, tmp_path / "newer"))
     stored = (newer / "ledger.jsonl").read_bytes()
-    (newer / "ledger.jsonl").write_bytes(stored.replace(b"ledger/2", b"ledger/3"))
-    with pytest.raises(LedgerError, match=r"newer format fedattn-ledger/3.*upgrade"):
+    (newer / "ledger.jsonl").write_bytes(stored.replace(b"ledger/3", b"ledger/4"))
+    with pytest.raises(LedgerError, match=r"newer format fedattn-ledger/4.*upgrade"):
         audit(newer)
     (newer / "ledger.jsonl").write_bytes(stored)
     stored = (newer / "report.json").read_bytes()
-    (newer / "report.json").write_bytes(stored.replace(b"report/2", b"report/12"))
+    (newer / "report.json").write_bytes(stored.replace(b"report/3", b"report/12"))
     with pytest.raises(RunError, match=r"newer format fedattn-report/12.*upgrade"):
         audit(newer)
 
@@ -410,3 +410,67 @@ def test_stating_another_version_spares_no_instruction_its_check(tmp_path: Path)
     assert not finding.ok
     assert "audit with 9.9.9" in finding.detail
     assert audit(Run(tmp_path / "honest", version="9.9.9").write(), server_key=PIN).ok
+
+
+def test_whom_a_server_certified_itself_is_said_by_report_page_and_audit(tmp_path: Path) -> None:
+    from tests.run_builder import summed
+
+    run = Run(tmp_path / "run", config=summed(), held_by="server").write()
+    result = audit(run, server_key=PIN)
+    assert result.ok
+    assert result.authority_held_by == result.to_json()["authority_held_by"] == "server"
+    for claim in result.claims:
+        warned = any("The server itself held the authority" in line for line in claim.assumptions)
+        assert warned == (claim.row in ("server", "collusion"))
+    assert any("held by the server" in line for line in result.assumptions)
+    page = (run / "report.html").read_text()
+    assert "Devices certified by</dt><dd>server, as the server declares" in page
+    assert "This was a simulation" not in page
+    stranger = Run(tmp_path / "other", config=summed(), held_by="Notary Ltd").write()
+    assert "held by Notary Ltd, as the server declares" in (stranger / "report.html").read_text()
+    assert "The server itself" not in (stranger / "report.html").read_text()
+
+
+def test_a_report_that_names_another_authority_than_the_ledger_fails(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", held_by="server").write()
+    resign_report(run, SERVER, lambda raw: raw.update(authority_held_by="Notary Ltd"))
+    assert "report matches ledger" in failed(audit(run, server_key=PIN))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "check"),
+    [
+        ("open_intent", None, "ledger grammar"),  # an open intent that nobody speaks of
+        ("open_intent", model(9), "ledger grammar"),
+        ("model", model(0), "models"),  # an update undone, or applied twice
+        ("roster", [STRANGER.public_bytes.hex()], "cohorts"),
+        ("roster", [key.public_bytes.hex() for key in reversed(DEVICES)], "cohorts"),
+    ],
+)
+def test_a_resume_that_tells_another_story_than_the_ledger_is_named(
+    tmp_path: Path, key: str, value: Any, check: str
+) -> None:
+    def forge(found: str, body: dict[str, Any]) -> dict[str, Any]:
+        return {**body, key: value} if found == "resume" else body
+
+    assert check in failed(audit(Run(tmp_path / "run", body=forge).write(), server_key=PIN))
+
+
+def test_after_a_resume_the_devices_that_are_left_are_asked_every_one(tmp_path: Path) -> None:
+    left = [key.public_bytes.hex() for key in DEVICES[1:]]
+
+    def forge(found: str, body: dict[str, Any]) -> dict[str, Any]:
+        return {**body, "roster": left} if found == "resume" else body
+
+    run = Run(tmp_path / "run", body=forge, more_rounds=1)  # round 5 asks all four all the same
+    assert "cohorts" in failed(audit(run.write(), server_key=PIN))
+    honest = Run(
+        tmp_path / "honest",
+        body=forge,
+        config=config().model_copy(
+            update={"train": config().train.model_copy(update={"rounds": 5})}
+        ),
+        more_rounds=1,
+        cohort=lambda devices, number: devices[1:] if number == 5 else devices,
+    )
+    assert audit(honest.write(), server_key=PIN).ok

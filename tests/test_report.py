@@ -49,6 +49,7 @@ def test_the_keys_of_a_report_are_fixed(run: Path) -> None:
         "accountants",
         "adjacency",
         "assumptions",
+        "authority_held_by",
         "caveats",
         "claims",
         "config",
@@ -64,6 +65,7 @@ def test_the_keys_of_a_report_are_fixed(run: Path) -> None:
         "outcome",
         "page_template_sha256",
         "quality",
+        "resumes",
         "samples",
         "totals",
     ]
@@ -194,9 +196,9 @@ def test_bad_and_newer_reports_are_told_apart(run: Path, tmp_path: Path) -> None
     with pytest.raises(RunError, match="not valid JSON"):
         parse_report(stored[:-5])
     with pytest.raises(RunError, match="newer format"):
-        parse_report(stored.replace(b"report/2", b"report/3"))
+        parse_report(stored.replace(b"report/3", b"report/4"))
     with pytest.raises(RunError, match="format"):
-        parse_report(stored.replace(b"fedattn-report/2", b"someone-else/1"))
+        parse_report(stored.replace(b"fedattn-report/3", b"someone-else/1"))
     with pytest.raises(RunError, match="outcome"):
         parse_report(stored.replace(b'"outcome": "completed"', b'"outcome": "great"'))
     with pytest.raises(RunError, match="epsilon"):

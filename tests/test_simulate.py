@@ -113,7 +113,7 @@ def test_a_lost_upload_is_spent_on_the_device(data, tmp_path):
     config = tiny(data, train={"rounds": 1}, faults=[{"round": 1, "stage": "upload", "clients": 1}])
     result = run(config, tmp_path)
     lines = (result.run_dir / "devices" / "client-1" / "spend.jsonl").read_text().splitlines()
-    assert [json.loads(line)["kind"] for line in lines] == ["accepted", "spent"]
+    assert [json.loads(line)["kind"] for line in lines] == ["open", "accepted", "spent"]
 
 
 def test_the_round_that_would_pass_the_budget_is_not_started(data, tmp_path):

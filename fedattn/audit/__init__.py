@@ -52,6 +52,7 @@ class AuditResult:
     assumptions: tuple[str, ...]  # of the report: what no audit can see
     epsilons: Mapping[Row, float] | None  # by adversary row; `epsilon` is the outsider's
     hypothetical_epsilons: Mapping[Row, float] | None  # of the world a run pretends
+    authority_held_by: str | None  # who certified the devices, as the server declares
     labels: tuple[str, ...]  # NOT PRIVATE, HYPOTHETICAL, as the config demands
 
     def to_json(self) -> dict[str, Any]:
@@ -64,6 +65,7 @@ class AuditResult:
             "epsilons": _plain_rows(self.epsilons),
             "hypothetical_epsilons": _plain_rows(self.hypothetical_epsilons),
             "delta": self.delta,
+            "authority_held_by": self.authority_held_by,
             "labels": list(self.labels),
             "assumptions": list(self.assumptions),
         }
@@ -88,8 +90,8 @@ def audit(
 
     What the auditor pinned: `server_key`, a fingerprint; `roster`, a file of device keys;
     `authority`, the certificate of the federation's CA.
-    RunError or LedgerError if there is nothing to judge: no run, an unfinished or newer one, a
-    torn or unreadable ledger, bad pins.
+    RunError or LedgerError if there is nothing to judge: no run, an unfinished one, one of
+    another format, a torn or unreadable ledger, bad pins.
     """
     evidence = gather(run_dir, server_key=server_key, roster=roster, authority=authority)
     findings = []
@@ -106,6 +108,7 @@ def audit(
     epsilons: Mapping[Row, float] | None = None
     pretended: Mapping[Row, float] | None = None
     delta: float | None = None
+    held_by: str | None = None
     loud: tuple[str, ...] = ()
     rows: tuple[Claim, ...] = ()
     stated: tuple[str, ...] = ()
@@ -113,7 +116,8 @@ def audit(
         loud = labels(evidence.config)
         epsilons = {row: cost.epsilon for row, cost in evidence.costs.items()}
         delta = evidence.config.privacy.delta
-        rows = claims(evidence.config, evidence.events)
+        held_by = evidence.opened.authority_held_by
+        rows = claims(evidence.config, evidence.events, held_by)
         if (costs := evidence.hypothetical_costs) is not None:
             pretended = {row: cost.epsilon for row, cost in costs.items()}
         stated = tuple(evidence.report.assumptions)
@@ -129,8 +133,15 @@ def audit(
         assumptions=stated,
         epsilons=epsilons,
         hypothetical_epsilons=pretended,
+        authority_held_by=held_by,
         labels=loud,
     )
+
+
+def _held(result: AuditResult) -> list[str]:
+    if result.authority_held_by is None:
+        return []
+    return [f"devices were certified by: {result.authority_held_by} (as the server declares)"]
 
 
 def audit_table(result: AuditResult) -> Table:
@@ -141,7 +152,7 @@ def audit_table(result: AuditResult) -> Table:
     pretends = any(label.startswith(HYPOTHETICAL) for label in result.labels)
     table = Table(
         title=f"Audit of a {HYPOTHETICAL} run" if pretends else "Audit",
-        caption=Text("\n".join([*result.labels, result.verdict])),
+        caption=Text("\n".join([*result.labels, *_held(result), result.verdict])),
         caption_justify="left",
     )
     table.add_column("#", justify="right")

@@ -21,7 +21,7 @@ from fedattn.report import (
     Report,
     canonical_signature,
     parse_report,
-    refuse_newer,
+    refuse_other,
     show_epsilon,
 )
 from fedattn.signing import fingerprint
@@ -143,8 +143,8 @@ def gather(
 ) -> Evidence:
     """Read a finished run.
 
-    RunError: no run here, a run that did not finish, a report of a newer format, bad pins.
-    LedgerError: a ledger that is torn, unreadable or of a newer format.
+    RunError: no run here, a run that did not finish, a report of another format, bad pins.
+    LedgerError: a ledger that is torn, unreadable or of another format.
     """
     pin = None if server_key is None else _hex(server_key, where="--server-key")
     pins = None if roster is None else read_roster(roster)
@@ -166,7 +166,7 @@ def gather(
         roster_pins=pins,
         authority=None if authority is None else _read(authority),
     )
-    _refuse_newer_report(evidence.report_bytes, where=str(report_path))
+    _refuse_other_report(evidence.report_bytes, where=str(report_path))
     return evidence
 
 
@@ -208,12 +208,12 @@ def _read(path: Path) -> bytes:
         raise RunError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _refuse_newer_report(stored: bytes, *, where: str) -> None:
+def _refuse_other_report(stored: bytes, *, where: str) -> None:
     try:
         stated = json.loads(stored)["format"]
     except (ValueError, TypeError, KeyError, RecursionError):
-        return  # not a newer report: the checks say what is wrong with it
-    refuse_newer(stated, where=where)
+        return  # of no format: the checks say what is wrong with it
+    refuse_other(stated, where=where)
 
 
 def _unfinished(run_dir: Path, entries: list[LedgerEntry]) -> str:
@@ -228,4 +228,7 @@ def _unfinished(run_dir: Path, entries: list[LedgerEntry]) -> str:
         )
     except (CheckFailedError, FedattnError):
         spent = "what it spent cannot be read from its ledger"
-    return f"{run_dir}: the run {state}; {spent}. Count it as spent and start a new run"
+    return (
+        f"{run_dir}: the run {state}; {spent}. Go on with it by `--resume`, or count that as spent "
+        "and start a new run"
+    )

@@ -11,7 +11,7 @@ from datetime import datetime
 
 import fedattn
 from fedattn.audit.evidence import Evidence, is_pinned, require
-from fedattn.entries import Abort, Close, Intent, Open, Release, Skip
+from fedattn.entries import Abort, Close, Intent, Open, Release, Resume, Skip
 from fedattn.ledger import GENESIS
 from fedattn.mechanism import threshold_of
 from fedattn.privacy import rows
@@ -52,13 +52,15 @@ def ledger_chain(e: Evidence) -> str:
 
 
 def grammar(e: Evidence) -> str:
-    """open, then skips and intents, each of these with at most one outcome, rounds rising, close.
+    """open, then skips and intents, rounds rising, each intent with one outcome, close.
 
-    A round is skipped only where clients are sampled, or after all have answered all they may.
+    The outcome of an intent is a release, an abort, or a resume that names it: then the run was
+    cut off in that round, which stays spent and has no other outcome. A round is skipped only where
+    clients are sampled, or after all have answered all they may.
     """
     e.opened, e.closed  # noqa: B018 (raise unless they frame the ledger)
     pending: tuple[str, int] | None = None
-    last_round = 0
+    last_round = cut_off = 0
     for number, entry in enumerate(e.entries[1:-1], start=2):
         body = entry.body
         require(not isinstance(body, Open | Close), f"line {number}: `{entry.kind}` inside")
@@ -66,14 +68,23 @@ def grammar(e: Evidence) -> str:
             require(
                 body.round > last_round, f"line {number}: round {body.round} after {last_round}"
             )
+            require(pending is None, f"line {number}: the intent before it has no outcome")
             last_round = body.round
             pending = None if isinstance(body, Skip) else (entry.hash, body.round)
+        elif isinstance(body, Resume):
+            require(
+                body.open_intent == (None if pending is None else pending[0]),
+                f"line {number}: the resume names another open intent than the ledger has",
+            )
+            cut_off += pending is not None
+            pending = None
         elif isinstance(body, Release | Abort):
             require(
                 (body.intent, body.round) == pending,
                 f"line {number}: {entry.kind} of round {body.round} does not follow its intent",
             )
             pending = None
+    require(pending is None, "`close` follows an intent without an outcome")
     require(last_round <= e.config.train.rounds, f"round {last_round} is above the config's")
     skips = e.count(Skip)
     require(
@@ -84,10 +95,9 @@ def grammar(e: Evidence) -> str:
     )
     closed = (e.closed.released, e.closed.aborted, e.closed.skipped)
     require(closed == (e.count(Release), e.count(Abort), skips), "`close` counts other rounds")
-    unresolved = len(e.intents) - e.closed.released - e.closed.aborted
     return (
-        f"{len(e.intents)} intents: {closed[0]} released, {closed[1]} aborted, {unresolved} open; "
-        f"{skips} rounds skipped"
+        f"{len(e.intents)} intents: {closed[0]} released, {closed[1]} aborted, {cut_off} cut off; "
+        f"{skips} rounds skipped; resumed {e.count(Resume)} times"
     )
 
 
@@ -110,24 +120,44 @@ def cohorts(e: Evidence) -> str:
         config.secagg.threshold <= len(roster) <= config.data.clients,
         f"a roster of {len(roster)} devices",
     )
-    for _, intent in e.intents:
+    asked = _asked(e)
+    for entry, intent in e.intents:
         where, size = f"round {intent.round}", len(intent.roster)
         require(intent.cohort == size, f"{where}: cohort {intent.cohort}, {size} in its roster")
         chosen = set(intent.roster)
         require(len(chosen) == size, f"{where}: a device is listed twice in its roster")
+        remaining = asked[entry.hash]
         require(
-            [key for key in roster if key in chosen] == intent.roster,
+            [key for key in remaining if key in chosen] == intent.roster,
             f"{where}: its roster is not a part of the run's, in that order",
         )
         require(
-            config.privacy.client_rate < 1 or size == len(roster),
-            f"{where}: {size} of {len(roster)} devices, though the config asks every one",
+            config.privacy.client_rate < 1 or size == len(remaining),
+            f"{where}: {size} of {len(remaining)} devices, though the config asks every one",
         )
         quorum = threshold_of(config, size)
         require(intent.threshold == quorum, f"{where}: threshold {intent.threshold}, not {quorum}")
         require(quorum <= size, f"{where}: cohort {size} is below its threshold {quorum}")
     sizes = sorted(intent.cohort for _, intent in e.intents)
     return f"{sizes[0]} to {sizes[-1]} of {len(roster)} devices a round" if sizes else "no round"
+
+
+def _asked(e: Evidence) -> dict[str, list[str]]:
+    """Whom the run goes on with at each intent, by its hash: `open`'s devices, or a resume's."""
+    remaining, found = e.opened.roster, {}
+    for entry in e.entries:
+        if isinstance(entry.body, Resume):
+            remaining = entry.body.roster
+            part = [key for key in e.opened.roster if key in set(remaining)]
+            require(remaining == part, "a resume goes on with others than the run's devices")
+            # whom a sampled round may draw is what its rate is accounted for
+            require(
+                e.config.privacy.client_rate == 1 or remaining in ([], e.opened.roster),
+                "a resume leaves out devices, though clients are sampled",
+            )
+        elif isinstance(entry.body, Intent):
+            found[entry.hash] = remaining
+    return found
 
 
 def client_sampling(e: Evidence) -> str:
@@ -202,8 +232,9 @@ def survivors(e: Evidence) -> str:
 
 def certificates(e: Evidence) -> str:
     """The pinned authority had certified every device of the roster when the run began."""
+    held_by = f"held by {e.opened.authority_held_by}, as the server declares"
     if e.authority is None:
-        return "no authority pinned: the server may have invented devices"
+        return f"no authority pinned: the server may have invented devices (it is {held_by})"
     from fedattn.certificates import load_roster, split_pem
 
     path = e.run_dir / CERTIFICATES_FILE
@@ -212,7 +243,7 @@ def certificates(e: Evidence) -> str:
     certified = set(load_roster(split_pem(path.read_bytes()), e.authority, at=began))
     unknown = [key for key in e.opened.roster if bytes.fromhex(key) not in certified]
     require(not unknown, f"{len(unknown)} of {len(e.opened.roster)} devices have no certificate")
-    return f"{len(e.opened.roster)} devices certified by the pinned authority"
+    return f"{len(e.opened.roster)} devices certified by the pinned authority ({held_by})"
 
 
 def cosignatures(e: Evidence) -> str:

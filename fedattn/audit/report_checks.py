@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from fedattn.audit.evidence import CheckFailedError, Evidence, require
 from fedattn.config import Row
-from fedattn.entries import Abort, Intent, Release, Skip
+from fedattn.entries import Abort, Intent, Release, Resume, Skip
 from fedattn.privacy.claims import (
     HYPOTHETICAL,
     NOT_PRIVATE,
@@ -60,6 +60,9 @@ def report_matches_ledger(e: Evidence) -> str:
     require(stated.head == e.entries[-1].hash, "the ledger's last line is not the report's head")
     require(report.outcome == e.closed.outcome, "another outcome than the ledger's")
     require(report.data_set == e.opened.data_set, "another data set than the ledger's")
+    held_by = e.opened.authority_held_by
+    require(report.authority_held_by == held_by, f"the ledger says that {held_by} certified")
+    require(report.resumes == e.count(Resume), f"{report.resumes} resumes, the ledger has others")
     totals = report.totals
     counts = (
         totals.rounds_intended,
@@ -89,13 +92,18 @@ def config(e: Evidence) -> str:
 
 
 def models(e: Evidence) -> str:
-    """Each round starts from the model before it; the file on disk is the one reported."""
+    """Each round starts from the model before it, a resumed run from the last release's.
+
+    So no update was applied twice. The file on disk is the one reported.
+    """
     current = e.opened.model_sha256
     for entry in e.entries:
         body = entry.body
         if isinstance(body, Intent | Release):
             name = f"{entry.kind} of round {body.round}"
             require(body.model_before == current, f"{name} does not start from the model before")
+        if isinstance(body, Resume):
+            require(body.model == current, "a resume does not go on from the last release")
         if isinstance(body, Release):
             current = body.model_after
     stated = e.report.model
@@ -166,7 +174,7 @@ def budget(e: Evidence) -> str:
 
 def claims_hold(e: Evidence) -> str:
     """Each adversary's row is what config and events allow to claim, no more."""
-    wanted = claims(e.config, e.events)
+    wanted = claims(e.config, e.events, e.opened.authority_held_by)
     _same_claims(e.report.claims, wanted, "claim")
     require(e.report.adjacency == adjacency(e.config), "another adjacency than the config's")
     return f"{len(wanted)} adversaries, unit {e.config.privacy.unit}"
@@ -187,8 +195,9 @@ def not_private_labels(e: Evidence) -> str:
 
 def sentences(e: Evidence) -> str:
     """Assumptions and caveats that the config demands are all there."""
-    _contains(e.report.assumptions, assumptions(e.config), "assumptions")
-    _contains(e.report.caveats, caveats(e.config), "caveats")
+    held_by = e.opened.authority_held_by
+    _contains(e.report.assumptions, assumptions(e.config, held_by), "assumptions")
+    _contains(e.report.caveats, caveats(e.config, held_by), "caveats")
     return f"{len(e.report.assumptions)} assumptions, {len(e.report.caveats)} caveats"
 
 

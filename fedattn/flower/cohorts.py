@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -32,6 +32,7 @@ class Cohorts:
             )
         seed = config.privacy.client_sampling_seed
         self._drawn: Counter[bytes] = Counter()  # rounds by key
+        self._round = 0  # the last that was drawn
         self._randomness = (
             randomness if seed is None else Randomness.seeded(seed, "client sampling")
         )
@@ -47,9 +48,12 @@ class Cohorts:
         Who was drawn as often as a device may take part is left out: it would decline.
         """
         chosen = np.ones(len(self.members), np.bool_)
+        self._round += 1
         if self.is_sampled:
             limit = np.uint64(int(self.config.privacy.client_rate * 2.0**64))
-            chosen = self._randomness.words(len(self.members)) < limit
+            # a stream a round: a seeded run that is resumed draws as if it had not stopped
+            words = self._randomness.child(str(self._round)).words(len(self.members))
+            chosen = words < limit
         drawn = [self.members[index] for index in np.flatnonzero(chosen).tolist()]
         most = participations(self.config)
         return [member for member in drawn if self._drawn[member.key] < most]
@@ -63,6 +67,11 @@ class Cohorts:
     def contacted(self, cohort: Sequence[Member]) -> None:
         """Count a round that is run with `cohort`, whatever becomes of it."""
         self._drawn.update(member.key for member in cohort)
+
+    def resume(self, last_round: int, rosters: Iterable[Iterable[bytes]]) -> None:
+        """Go on after `last_round`; `rosters` are the keys of every round that was intended."""
+        self._round = last_round
+        self._drawn = Counter(key for roster in rosters for key in roster)
 
     def is_enough(self, cohort: Sequence[Member]) -> bool:
         """Whether a round is run with `cohort`."""

@@ -1,6 +1,7 @@
 """What may be claimed, and to whom: the numbers of a report and the sentences beside them.
 
-Everything here follows from the config and the events alone, so that an audit derives it again.
+Everything here follows from the ledger (config, events, who held the authority), so that an audit
+derives it again.
 """
 
 from __future__ import annotations
@@ -65,13 +66,16 @@ class Claim:
         return ADVERSARIES[self.row]
 
 
-def claims(config: Config, events: Sequence[Event]) -> tuple[Claim, ...]:
+def claims(
+    config: Config, events: Sequence[Event], authority_held_by: str | None = None
+) -> tuple[Claim, ...]:
     """What `events`, the rounds spent under `config`, allow to claim: one row per adversary.
 
     Without noise, or with noise from a seed, all are infinite. A run with `hypothetical` is
     claimed for what it is; what it pretends is in `hypothetical_claims`.
+    authority_held_by: who certified the devices, as the ledger declares; None: not known yet.
     """
-    costs, why = spends(config, events), reasons(config)
+    costs, why = spends(config, events), reasons(config, authority_held_by)
     return tuple(_claim(config, costs[row], why[row]) for row in ROWS)
 
 

@@ -6,11 +6,14 @@ They follow from the config alone, so that an audit derives them again.
 from __future__ import annotations
 
 from fedattn.config import Config
-from fedattn.privacy.sentences import Sentences, labels
+from fedattn.privacy.sentences import HONEST_BUT_CURIOUS, Sentences, labels
 
 
-def assumptions(config: Config) -> Sentences:
-    """What must be true for the claims to hold and no audit of a report can see."""
+def assumptions(config: Config, authority_held_by: str | None = None) -> Sentences:
+    """What must be true for the claims to hold and no audit of a report can see.
+
+    authority_held_by: who certified the devices, as the ledger declares; None: not known yet.
+    """
     common = (
         "The data set named in this report is what neighbours are defined on: it was built by "
         "rules that decide on each conversation by itself.",
@@ -22,7 +25,7 @@ def assumptions(config: Config) -> Sentences:
         _devices(config),
         *_server(config),
         "Noise and sampling came from the operating system's entropy and were kept secret.",
-        *_secure_aggregation(config),
+        *_secure_aggregation(config, authority_held_by),
         _arithmetic(config),
         "How long a device took to answer, and whether it answered, revealed nothing about its "
         "data.",
@@ -65,19 +68,33 @@ def _server(config: Config) -> Sentences:
     return tuple(found)
 
 
-def _secure_aggregation(config: Config) -> Sentences:
+def _secure_aggregation(config: Config, authority_held_by: str | None) -> Sentences:
     if config.privacy.noise != "distributed":
         return ()
     return (
         "The primitives of secure aggregation (X25519, Ed25519, HKDF-SHA256, AES-256, SHA-256) "
         "resist whoever attacks them; the rows of server and collusion bound adversaries of "
         "limited computing power.",
-        "The authority that certified the devices' keys, and that devices pinned, is not the "
-        "server; if one party is both, the rows of server and collusion hold only against a "
-        "server that follows the protocol.",
+        _authority(authority_held_by),
         f"No more than {config.secagg.max_colluding} of a round's clients shared what they know "
         "with the server or with each other, and they were fixed before the round's masks were "
         "agreed.",
+    )
+
+
+def _authority(held_by: str | None) -> str:
+    certifier = "The authority that certified the devices' keys, and that devices pinned,"
+    if held_by == "server":
+        return (
+            f"{certifier} was held by the server, which could have certified devices of its own: "
+            f"{HONEST_BUT_CURIOUS}"
+        )
+    if held_by == "simulation":
+        return f"{certifier} was played by the party that simulated everybody: {HONEST_BUT_CURIOUS}"
+    named = "" if held_by is None else f" was held by {held_by}, as the server declares, and"
+    return (
+        f"{certifier}{named} is not the server; if one party is both, the rows of server and "
+        "collusion hold only against a server that follows the protocol."
     )
 
 
@@ -95,8 +112,8 @@ def _arithmetic(config: Config) -> str:
     )
 
 
-def caveats(config: Config) -> Sentences:
-    """What the claims do not cover, for a person to read."""
+def caveats(config: Config, authority_held_by: str = "simulation") -> Sentences:
+    """What the claims do not cover, for a person to read; a deployment is no simulation."""
     return (
         *labels(config),
         *_unit(config),
@@ -110,10 +127,18 @@ def caveats(config: Config) -> Sentences:
         "Other runs on the same conversations add to what is spent here; this report covers one.",
         "An audit of this report shows that its accounting is consistent, not that devices added "
         "noise or sampled honestly.",
-        "This was a simulation: one process held all devices' data and keys, so the separation "
-        "between server and devices was not tested by it.",
+        *_simulated(authority_held_by),
         *_hypothetical(config),
         *_start(config),
+    )
+
+
+def _simulated(authority_held_by: str) -> Sentences:
+    if authority_held_by != "simulation":
+        return ()
+    return (
+        "This was a simulation: one party held all devices' data and keys, so the separation "
+        "between server and devices was not tested by it.",
     )
 
 

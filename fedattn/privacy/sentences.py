@@ -17,6 +17,14 @@ SEEDED = (
     f"{NOT_PRIVATE}: seeded - all noise and keys follow from a seed that anyone can repeat; "
     "the epsilon in the totals is what these events would cost with secret noise"
 )
+HONEST_BUT_CURIOUS = (
+    "the rows of server and collusion hold only against a server that follows the protocol and is "
+    "merely curious."
+)
+_SERVER_CERTIFIES = (
+    "The server itself held the authority that certified the devices: holds only against a server "
+    "that follows the protocol and is merely curious."
+)
 NO_NOISE = f"{NOT_PRIVATE}: no noise, epsilon = infinity"
 
 
@@ -58,12 +66,20 @@ def adjacency(config: Config) -> str:
     )
 
 
-def reasons(config: Config) -> dict[Row, Sentences]:
-    """For each adversary row: what it sees, which noise stands against it, what is assumed."""
+def reasons(config: Config, authority_held_by: str | None = None) -> dict[Row, Sentences]:
+    """For each adversary row: what it sees, which noise stands against it, what is assumed.
+
+    authority_held_by: who certified the devices, as the ledger declares; None: not known yet.
+    """
     if not config.is_private:
         return dict.fromkeys(ROWS, tuple(_not_private(config)))
-    rows = {"local": _local, "distributed": _distributed, "server": _server}
-    return rows[config.privacy.noise](config)
+    if config.privacy.noise != "distributed":
+        return (_local if config.privacy.noise == "local" else _server)(config)
+    found = _distributed(config)
+    if authority_held_by == "server":
+        found["server"] += (_SERVER_CERTIFIES,)
+        found["collusion"] += (_SERVER_CERTIFIES,)
+    return found
 
 
 def _local(config: Config) -> dict[Row, Sentences]:

@@ -18,7 +18,7 @@ from fedattn.report.files import (
     write_report,
 )
 from fedattn.report.html import render_html, template_sha256
-from fedattn.report.shape import REPORT_FORMAT, Report, parse_report, refuse_newer
+from fedattn.report.shape import REPORT_FORMAT, Report, parse_report, refuse_other
 
 __all__ = [
     "HTML_FILE",
@@ -32,7 +32,7 @@ __all__ = [
     "canonical_signature",
     "parse_report",
     "read_report",
-    "refuse_newer",
+    "refuse_other",
     "render_html",
     "show_epsilon",
     "template_sha256",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +12,8 @@ from pydantic import ValidationError
 
 import fedattn
 from fedattn.config import Config, Row, config_from_dict
-from fedattn.entries import Abort, Close, Intent, Open, Release, Skip
+from fedattn.durable import write_durably
+from fedattn.entries import Abort, Close, Intent, Open, Release, Resume, Skip
 from fedattn.errors import RunError
 from fedattn.ledger import LedgerEntry
 from fedattn.privacy.claims import (
@@ -68,7 +68,7 @@ def build_report(
     opened, closed = bodies[0], bodies[-1]
     config = config_from_dict(opened.config)
     events = [body.priced for body in bodies if isinstance(body, Intent)]
-    costs = spends(config, events)
+    costs, held_by = spends(config, events), opened.authority_held_by
     try:
         return Report(
             fedattn_version=fedattn.__version__,
@@ -78,6 +78,8 @@ def build_report(
             page_template_sha256=template_sha256(),
             data_set=opened.data_set,
             outcome=closed.outcome,
+            authority_held_by=held_by,
+            resumes=sum(isinstance(body, Resume) for body in bodies),
             totals=Totals(
                 rounds_planned=config.train.rounds,
                 rounds_intended=len(events),
@@ -91,7 +93,7 @@ def build_report(
             ),
             accountants=_accountants(costs),
             adjacency=adjacency(config),
-            claims=[ClaimSection.of(claim) for claim in claims(config, events)],
+            claims=[ClaimSection.of(claim) for claim in claims(config, events, held_by)],
             hypothetical=_hypothetical(config, opened.dimension, len(events)),
             model=ModelSection(
                 start_sha256=opened.model_sha256,
@@ -106,8 +108,8 @@ def build_report(
                 head=entries[-1].hash,
                 server_public_key=opened.server_public_key,
             ),
-            assumptions=list(assumptions(config)),
-            caveats=list(caveats(config)),
+            assumptions=list(assumptions(config, held_by)),
+            caveats=list(caveats(config, held_by)),
             notes=[*labels(config), *notes],
         )
     except ValidationError as error:
@@ -134,15 +136,21 @@ def _hypothetical(config: Config, dimension: int, rounds: int) -> HypotheticalSe
 
 
 def write_report(run_dir: Path, report: Report, key: SigningKey) -> None:
-    """Write report.json, report.sig and report.html; RunError if one exists."""
+    """Write report.html, report.sig and, last, report.json; RunError if there is a report.
+
+    Each is whole or absent, and with report.json all are there: what a killed writer left of the
+    other two is written anew.
+    """
+    if (run_dir / REPORT_FILE).exists():
+        raise RunError(f"{run_dir / REPORT_FILE}: exists; a report is never overwritten")
     stored = report.to_bytes()
     signature = {
         "public_key": key.public_bytes.hex(),
         "signature": key.sign(PURPOSE, stored).hex(),
     }
-    _write_new(run_dir / REPORT_FILE, stored)
-    _write_new(run_dir / SIGNATURE_FILE, canonical_signature(signature))
-    _write_new(run_dir / HTML_FILE, render_html(report).encode())
+    write_durably(run_dir / HTML_FILE, render_html(report).encode())
+    write_durably(run_dir / SIGNATURE_FILE, canonical_signature(signature))
+    write_durably(run_dir / REPORT_FILE, stored)
 
 
 def canonical_signature(raw: Mapping[str, str]) -> bytes:
@@ -153,7 +161,7 @@ def canonical_signature(raw: Mapping[str, str]) -> bytes:
 def read_report(run_dir: Path) -> Report:
     """The report in `run_dir`; its signature is the audit's to check.
 
-    RunError tells apart: no report, a newer format, another shape.
+    RunError tells apart: no report, another format, another shape.
     """
     path = run_dir / REPORT_FILE
     try:
@@ -163,13 +171,3 @@ def read_report(run_dir: Path) -> Report:
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({error.strerror})") from None
     return parse_report(stored, where=str(path))
-
-
-def _write_new(path: Path, stored: bytes) -> None:
-    try:
-        with path.open("xb") as file:
-            file.write(stored)
-            file.flush()
-            os.fsync(file.fileno())
-    except FileExistsError:
-        raise RunError(f"{path}: exists; a report is never overwritten") from None

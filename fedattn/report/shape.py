@@ -18,12 +18,12 @@ from pydantic import (
 )
 
 from fedattn.config import Row
-from fedattn.entries import Hash, Outcome
+from fedattn.entries import Hash, Outcome, Party
 from fedattn.errors import RunError
 from fedattn.privacy.claims import Claim
 from fedattn.privacy.gaussian import Bounds
 
-REPORT_FORMAT: Final = "fedattn-report/2"
+REPORT_FORMAT: Final = "fedattn-report/3"
 
 
 def _from_json(value: object) -> object:
@@ -168,7 +168,7 @@ class LedgerSection(Section):
 class Report(Section):
     """The whole report."""
 
-    format: Literal["fedattn-report/2"] = REPORT_FORMAT
+    format: Literal["fedattn-report/3"] = REPORT_FORMAT
     fedattn_version: str
     created_at: str
     config: dict[str, Any]
@@ -176,6 +176,8 @@ class Report(Section):
     page_template_sha256: Hash  # which template report.html was rendered with
     data_set: str
     outcome: Outcome
+    authority_held_by: Party  # who certified the devices, as the server declares
+    resumes: Count  # how often the run was killed and went on
     totals: Totals
     accountants: Accountants  # of the outsider's row; the larger upper bound is its epsilon
     adjacency: str  # what one unit more or less means
@@ -196,26 +198,29 @@ class Report(Section):
 
 
 def parse_report(stored: bytes, *, where: str = "report.json") -> Report:
-    """The report in `stored`; RunError if it is of a newer format or another shape."""
+    """The report in `stored`; RunError if it is of another format or shape."""
     try:
         raw = json.loads(stored)
     except (ValueError, RecursionError):
         raise RunError(f"{where}: not valid JSON") from None
     stated = raw.get("format") if isinstance(raw, dict) else None
-    refuse_newer(stated, where=where)
+    refuse_other(stated, where=where)
     try:
         return Report.model_validate(raw)
     except ValidationError as error:
         raise RunError(f"{where}: {problems(error)}") from None
 
 
-def refuse_newer(stated: object, *, where: str) -> None:
-    """RunError if `stated` is a report format above the one this version reads."""
+def refuse_other(stated: object, *, where: str) -> None:
+    """RunError if `stated` is a report format, but not the one that this version reads."""
     name, _, version = REPORT_FORMAT.partition("/")
     found = re.fullmatch(rf"{name}/(\d{{1,9}})", str(stated))
-    if found and int(found[1]) > int(version):
+    if found and int(found[1]) != int(version):
+        age, remedy = "older", "use the fedattn that wrote it"
+        if int(found[1]) > int(version):
+            age, remedy = "newer", "upgrade fedattn"
         raise RunError(
-            f"{where}: newer format {stated}, this version reads {REPORT_FORMAT}; upgrade fedattn"
+            f"{where}: {age} format {stated}, this version reads {REPORT_FORMAT}; {remedy}"
         )
 
 
