@@ -152,6 +152,18 @@ class SumCodec:
         return mean / mechanism.divisor(survivors)
 
 
+def codec_seed(config: Config, round_number: int, instruction_sha256: bytes) -> bytes:
+    """The 32 public bytes of a round from which signs and dithers follow.
+
+    The instruction's hash, so that nobody chooses them. In a seeded run (NOT PRIVATE) a function
+    of seed and round alone: the hash covers time stamps, signatures and keys, and the released
+    model would differ from engine to engine.
+    """
+    if config.seed is None:
+        return instruction_sha256
+    return Randomness.seeded(config.seed, "codec", str(round_number)).bytes(32)
+
+
 def codec_of(config: Config, dimension: int, cohort: int, seed: bytes) -> RoundCodec:
     """The codec of a round of `cohort` clients over `dimension` trainable parameters."""
     if config.is_summed_noise:

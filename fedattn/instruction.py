@@ -14,7 +14,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from fedattn.config import Config, config_from_dict
-from fedattn.encoding import RoundCodec, codec_of
+from fedattn.encoding import RoundCodec, codec_of, codec_seed
 from fedattn.errors import ProtocolError
 from fedattn.mechanism import threshold_of
 from fedattn.privacy.events import Event, event_from_dict, event_to_dict
@@ -97,8 +97,9 @@ class Instruction:
 
     @cached_property
     def codec(self) -> RoundCodec:
-        """The codec that this instruction sets; its hash seeds rotation and dithers."""
-        return codec_of(self.config, self.dimension, len(self.roster), self.sha256)
+        """The codec that this instruction sets, with the round's rotation and dithers."""
+        seed = codec_seed(self.config, self.round, self.sha256)
+        return codec_of(self.config, self.dimension, len(self.roster), seed)
 
     @classmethod
     def parse(cls, document: bytes) -> Instruction:

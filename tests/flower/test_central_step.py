@@ -29,8 +29,7 @@ from fedattn.batches import Record, collate, pair, tokenize
 from fedattn.checkpoint import load_model, read_vector, start_model
 from fedattn.clipping import CLIP_MARGIN
 from fedattn.config import Config
-from fedattn.data import Dialogue, load_dialogues, partition
-from fedattn.device import load_partition
+from fedattn.data import Dialogue, load_dialogues, load_partition, partition
 from fedattn.mechanism import Mechanism
 from fedattn.model import AttentionGenerator, trainable_names
 from fedattn.randomness import Randomness

@@ -191,7 +191,8 @@ def sampled(data: Path, mode: str = "client/distributed", **changes: Any) -> Con
 def sizes_of(seed: int) -> list[int]:
     """How many of sixteen clients a server of this seed draws in five rounds."""
     stream = Randomness.seeded(seed, "server").child("cohorts")
-    return [int((stream.words(16) < int(RATE * 2.0**64)).sum()) for _ in range(5)]
+    rounds = [stream.child(str(number)).words(16) for number in range(1, 6)]
+    return [int((words < int(RATE * 2.0**64)).sum()) for words in rounds]
 
 
 @pytest.mark.parametrize("mode", ["client/distributed", "client/server"])
@@ -224,7 +225,7 @@ def test_a_sample_that_is_too_small_is_skipped_logged_and_costs_nothing(data, tm
     for i in range(16):
         path = run.path / "devices" / f"client-{i + 1}" / "spend.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
-        rounds = [json.loads(line)["round"] for line in lines]
+        rounds = [json.loads(line)["body"]["round"] for line in lines[1:]]
         assert 2 not in rounds
         key = run.bodies(Open)[0].roster[i]
         asked = [body.round for body in run.bodies(Intent) if key in body.roster]
