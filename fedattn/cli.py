@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedattn.cli_federation import federation_app
 from fedattn.errors import EXIT_BAD_INPUT, EXIT_FINDING, EXIT_INTERRUPTED, EXIT_OK, FedattnError
 
 if TYPE_CHECKING:
     from fedattn.plan import Plan
+    from fedattn.simulate import Engine
 
 # Locals in a traceback could hold private text.
 app = typer.Typer(
@@ -33,6 +35,7 @@ data_app = typer.Typer(
 keys_app = typer.Typer(help="Make and show the server's signing key.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(keys_app, name="keys")
+app.add_typer(federation_app, name="federation")
 
 ConfigPath = Annotated[
     Path, typer.Argument(help="A YAML config; see configs/.", show_default=False)
@@ -69,36 +72,67 @@ def init(
 
 @app.command()
 def simulate(
-    config: ConfigPath,
+    config: Annotated[
+        Path | None,
+        typer.Argument(help="A YAML config; see configs/. Not needed with --resume."),
+    ] = None,
     overrides: Sets = None,
     out: Annotated[
         Path | None, typer.Option(help="Run directory to make; never overwritten.")
     ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with the run in this directory after a kill.")
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="embedded: this process; ray: Flower's Ray simulation.")
+    ] = "embedded",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check and price, as `fedattn plan --no-probe`.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train in one process: all clients, secure aggregation, ledger, report.
+    """Train on one machine: all clients, secure aggregation, ledger, report.
 
     Ctrl-C once ends after the round under way and writes model and report; twice aborts at once
-    with the ledger intact.
+    with the ledger intact. A run that was killed goes on with  fedattn simulate --resume RUN_DIR
     """
     from fedattn.config import load_config
+    from fedattn.errors import ConfigError
 
-    loaded = load_config(config, overrides or [])
-    if dry_run:
+    if config is None and resume is None:
+        raise typer.BadParameter("give a CONFIG, or --resume RUN_DIR")
+    if resume is not None and (out is not None or dry_run):
+        raise ConfigError("--resume goes on in its own directory; drop --out and --dry-run")
+    chosen: Engine
+    if engine == "embedded":
+        chosen = "embedded"
+    elif engine == "ray":
+        chosen = "ray"
+    else:
+        raise ConfigError(f"--engine {engine}: must be embedded or ray")
+    if dry_run and config is not None:
         from fedattn.plan import make_plan
 
-        _show_plan(make_plan(loaded, is_probed=False), as_json=as_json)
+        _show_plan(
+            make_plan(load_config(config, overrides or []), is_probed=False), as_json=as_json
+        )
         return
     from fedattn import progress
-    from fedattn.simulate import new_run_dir
+    from fedattn.simulate import new_run_dir, require_engine, resumed_config
     from fedattn.simulate import simulate as run
 
-    run_dir = new_run_dir(loaded, out)
+    if resume is not None:
+        loaded, run_dir = resumed_config(resume, config, overrides or []), resume
+        require_engine(chosen, loaded)
+    else:
+        assert config is not None
+        loaded = load_config(config, overrides or [])
+        require_engine(chosen, loaded)
+        run_dir = new_run_dir(loaded, out)
     with progress.Live(loaded) as observer:
-        result = run(loaded, run_dir, observer=observer)
+        result = run(
+            loaded, run_dir, observer=observer, engine=chosen, is_resumed=resume is not None
+        )
     if as_json:
         typer.echo(json.dumps(result.to_json()))
     else:
