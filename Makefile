@@ -4,10 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 export FLWR_TELEMETRY_ENABLED := 0
 
-.PHONY: simulate test test-slow check pretrain clean
+.PHONY: simulate deploy-demo test test-slow check pretrain clean
 
 simulate: $(VENV)/.installed
 	$(BIN)/fedattn simulate configs/quickstart.yaml
+
+# Five devices, a server and TLS between them, all on 127.0.0.1.
+deploy-demo: $(VENV)/.installed
+	$(BIN)/python simulations/deploy_demo.py
 
 # One worker a core, one thread each: torch's threads stall where others want the cores.
 test: check

@@ -21,6 +21,7 @@ RANKS: dict[str, float] = {
     "fedattn.checks": 1,
     "fedattn.randomness": 1,
     "fedattn.modulus": 1,
+    "fedattn.durable": 1,
     "fedattn.rotation": 1.5,
     "fedattn.skellam": 1.5,
     "fedattn.rounding": 1.7,
@@ -33,8 +34,13 @@ RANKS: dict[str, float] = {
     "fedattn.model": 4,
     "fedattn.update": 4,
     "fedattn.privacy": 4,
+    "fedattn.counters": 4,
+    "fedattn.parameters": 3.7,
+    "fedattn.start": 4.5,
     "fedattn.secagg": 4,
     "fedattn.batches": 5,
+    "fedattn.memory": 5,
+    "fedattn.placement": 5,
     "fedattn.checkpoint": 5,
     "fedattn.entries": 5,
     "fedattn.encoding": 5,
@@ -43,9 +49,14 @@ RANKS: dict[str, float] = {
     "fedattn.clipping": 6,
     "fedattn.generate": 6,
     "fedattn.ledger": 6,
+    "fedattn.federation": 7,
     "fedattn.train": 7,
     "fedattn.report": 7,
+    "fedattn.resumption": 7,
     "fedattn.device": 8,
+    "fedattn.contribution": 7.5,
+    "fedattn.device_ledger": 6,
+    "fedattn.policy": 6.5,
     "fedattn.audit": 8,
     "fedattn.plan": 8,
     "fedattn.pretrain": 8,
@@ -53,6 +64,7 @@ RANKS: dict[str, float] = {
     "fedattn.simulate": 9.5,
     "fedattn.chat": 9.5,
     "fedattn.progress": 9.7,
+    "fedattn.cli_federation": 9.8,
     "fedattn.cli": 10,
     "server": 11,
     "clients": 11,
@@ -60,7 +72,7 @@ RANKS: dict[str, float] = {
 MAY_IMPORT = {
     "flwr": {"fedattn.flower", "fedattn.simulate", "server", "clients"},
     "opacus": {"fedattn.clipping"},
-    "ray": {"fedattn.simulate"},
+    "ray": {"fedattn.flower"},
 }
 HEAVY = ("torch", "flwr", "ray", "opacus")
 
@@ -76,6 +88,8 @@ def sources() -> list[tuple[str, Path]]:
     found = []
     for package in ("fedattn", "server", "clients"):
         for path in sorted((ROOT / package).rglob("*.py")):
+            if "assets" in path.relative_to(ROOT).parts[:-2]:
+                continue  # the app bundle's files: data, not modules
             parts = list(path.relative_to(ROOT).with_suffix("").parts)
             found.append((".".join(parts[:-1] if parts[-1] == "__init__" else parts), path))
     return found
@@ -194,6 +208,8 @@ pass"""
         ["plan", "--help"],
         ["simulate", "--help"],
         ["data", "inspect", "--help"],
+        ["federation", "--help"],
+        ["federation", "approve", "--help"],
     ],
     ids=" ".join,
 )

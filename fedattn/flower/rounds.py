@@ -186,7 +186,9 @@ class RoundRunner:
                 arrived += 1
                 name = reply.metadata.reply_to_message_id
                 waiting.pop(name, None)
-                index = index_of[name]
+                index = index_of.get(name)
+                if index is None:
+                    continue  # an answer to something else
                 problem = self._take(index, reply, accept)
                 if problem is None:
                     done += 1

@@ -1,0 +1,1 @@
+"""The Flower app's client side: thin, the code is in fedattn."""

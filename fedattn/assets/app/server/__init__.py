@@ -1,0 +1,1 @@
+"""The Flower app's server side: thin, the code is in fedattn."""
