@@ -221,11 +221,15 @@ class Device:
     def train(self, instruction: Instruction, vector: npt.ArrayLike) -> LocalResult:
         """Record the spend, then train on this device's conversations from `vector` (d,).
 
-        RefusalError, before data is read, for other weights than the instruction names, for one
-        that was not accepted or was trained before, and for what has been spent since.
+        RefusalError, before data is read, for a GPU that is not there, for other weights than the
+        instruction names, for one that was not accepted or was trained before, and for what has
+        been spent since.
         """
         from fedattn import contribution
+        from fedattn.placement import usable_device
 
+        placed = self._placed(instruction.config)
+        usable_device(placed.train.device)
         weights = np.asarray(vector, np.float32)
         config = instruction.config
         _, start = contribution.installed_start(config.model, config.seed)
@@ -242,7 +246,7 @@ class Device:
             ledger.append("spent", rules.answer_to(instruction))
         data, index = self.data
         randomness = self.randomness("train", str(instruction.round))
-        return contribution.contribute(self._placed(config), data, index, weights, randomness)
+        return contribution.contribute(placed, data, index, weights, randomness)
 
     def _placed(self, config: Config) -> Config:
         """`config` as this device computes it: where, with how many threads, in which memory."""

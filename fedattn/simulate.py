@@ -137,8 +137,12 @@ def resumed_config(run_dir: Path, config: Path | None, overrides: Sequence[str])
 
 
 def require_engine(engine: Engine, config: Config) -> None:
-    """RunError, with the remedy, if `config` cannot run on `engine`."""
-    if engine == "ray":
+    """RunError, or RefusalError("device"), with the remedy, if `config` cannot run on `engine`."""
+    if engine == "embedded":
+        from fedattn.placement import usable_device
+
+        usable_device(config.train.device)
+    else:
         if find_spec("ray") is None:
             raise RunError("engine ray: Ray is not installed; run `pip install 'fedattn[sim]'`")
         from fedattn.flower.ray_engine import require_runnable

@@ -19,7 +19,7 @@ _SETS = {
     "require_drawn": ("drawn",),
     "_require_seen": (*_MEMBERS, "drawn"),
 }
-_CALLS = {"_check_spend": "spend", "require_usable": "keys.point"}
+_CALLS = {"check_spend": "spend", "require_usable": "keys.point"}
 
 
 @dataclass(frozen=True)

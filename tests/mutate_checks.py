@@ -38,15 +38,30 @@ TARGETS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "fedattn.secagg.keys": (PROTOCOL, ("require_usable",)),
     "fedattn.secagg.spec": (PROTOCOL, ("__post_init__", "public_key")),
     "fedattn.secagg.confirmation": (PROTOCOL, ()),
-    "fedattn.device": (DEVICE, ()),
+    "fedattn.device": ([*DEVICE, "tests/test_limits.py"], ()),
+    "fedattn.policy.rules": ([*DEVICE, "tests/test_policy.py", "tests/test_limits.py"], ()),
     "fedattn.instruction": (DEVICE, ("parse",)),
     "fedattn.flower.client_app": (DEVICE, ("_resume", "_check_intent")),
-    "fedattn.certificates": (
+    "fedattn.certificates.authority": (CERTIFICATES, ("timeless_authority",)),
+    "fedattn.certificates.documents": (
         CERTIFICATES,
         (
-            *("_authority", "_member", "read_member", "load_roster", "read_request", "split_pem"),
-            *("_ed25519", "_names", "_parse", "_require_valid", "_utc"),
+            "ed25519",
+            "parse",
+            "parse_request",
+            "require_member_of",
+            "require_end",
+            "require_valid",
+            "utc",
         ),
+    ),
+    "fedattn.certificates.members": (
+        CERTIFICATES,
+        ("_member", "_names", "load_roster", "read_member", "read_request", "split_pem"),
+    ),
+    "fedattn.certificates.revocations": (
+        ["tests/test_revocations.py"],
+        ("read_revocations", "later_revocations", "_parse"),
     ),
 }
 # what a check is about -> the attacks to try first, so that a mutant is caught early

@@ -294,6 +294,15 @@ def test_two_open_rounds_do_not_pass_the_budget_together(federate, make_config):
         federation.device.train(second, federation.vector)
 
 
+def test_a_gpu_that_is_not_there_is_refused_before_anything_is_spent(federate, unreadable):
+    federation = federate(train__device="cuda:7")
+    instruction = federation.instruction()
+    federation.device.accept(instruction)
+    with pytest.raises(RefusalError, match=r"^device: "):
+        federation.device.train(instruction, federation.vector)
+    assert kinds(federation.spend_path) == ["accepted"]
+
+
 def test_what_was_not_accepted_or_was_trained_before_does_not_train(federate):
     federation = federate()
     with pytest.raises(RefusalError):
