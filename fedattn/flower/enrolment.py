@@ -19,8 +19,10 @@ from flwr.serverapp import Grid
 from fedattn.audit.ledger_checks import CERTIFICATES_FILE
 from fedattn.certificates import read_member, read_revocations
 from fedattn.config import Config
+from fedattn.durable import write_durably
 from fedattn.errors import ProtocolError, ThresholdError
 from fedattn.flower import wire
+from fedattn.flower.exchange import replies
 from fedattn.flower.observer import Observer
 
 _RULE = re.compile(r"\A[a-z_.]{1,64}\Z")
@@ -56,9 +58,14 @@ def enrol(
     """
     timeout, asked_nodes = config.secagg.stage_timeout_s, sorted(grid.get_node_ids())
     out = read_revocations(revoked, authority, at=datetime.now(UTC)).serials if revoked else ()
-    asked = [grid.create_message(wire.pack(), wire.ENROLL, node, "0") for node in asked_nodes]
+    asked = [
+        grid.create_message(wire.pack(), wire.ENROLL, node, "0", ttl=timeout)
+        for node in asked_nodes
+    ]
     enrolment = _Enrolment(authority, frozenset(out), nodes)
-    members = enrolment.take(grid.send_and_receive(asked, timeout=timeout))
+    members = enrolment.take(
+        (asked_nodes[place], reply) for place, reply in replies(grid, asked, timeout)
+    )
     if observer is not None:
         for node, rule in enrolment.left_out:
             observer.note(f"node {node} is left out of the run: {rule}")
@@ -71,7 +78,8 @@ def enrol(
     if config.seed is not None:
         # Node ids differ from engine to engine, and a seeded run must not.
         members.sort(key=lambda member: (_counted(member.name), member.key))
-    (run_dir / CERTIFICATES_FILE).write_bytes(b"".join(each.certificate for each in members))
+    certificates = b"".join(each.certificate for each in members)
+    write_durably(run_dir / CERTIFICATES_FILE, certificates)
     return members
 
 
@@ -85,8 +93,12 @@ def introduce(grid: Grid, config: Config, members: Sequence[Member], revoked: by
     shown = wire.pack(certificates=certificates)
     if revoked:
         shown = wire.pack(certificates=certificates, revoked=revoked)
-    messages = [grid.create_message(shown, wire.MEMBERS, each.node, "0") for each in members]
-    list(grid.send_and_receive(messages, timeout=config.secagg.stage_timeout_s))
+    timeout = config.secagg.stage_timeout_s
+    messages = [
+        grid.create_message(shown, wire.MEMBERS, each.node, "0", ttl=timeout) for each in members
+    ]
+    for _ in replies(grid, messages, timeout):
+        pass
 
 
 class _Enrolment:
@@ -98,13 +110,12 @@ class _Enrolment:
         self._authority, self._revoked, self._nodes = authority, revoked, nodes
         self.left_out: list[tuple[int, str]] = []
 
-    def take(self, replies: Iterable[Message]) -> list[Member]:
+    def take(self, replies: Iterable[tuple[int, Message]]) -> list[Member]:
         """Every verified device, by node; a key, a serial and a name count once."""
         members, seen = [], set[bytes | int | str | None]()
-        for reply in sorted(replies, key=lambda reply: reply.metadata.src_node_id):
-            node = reply.metadata.src_node_id
+        for node, reply in sorted(replies, key=lambda pair: pair[0]):
             try:
-                member, serial = self._verified(reply)
+                member, serial = self._verified(node, reply)
             except ProtocolError as error:
                 self.left_out.append((node, error.check))
                 continue
@@ -116,8 +127,7 @@ class _Enrolment:
             members.append(member)
         return members
 
-    def _verified(self, reply: Message) -> tuple[Member, int | None]:
-        node = reply.metadata.src_node_id
+    def _verified(self, node: int, reply: Message) -> tuple[Member, int | None]:
         if reply.has_error():
             raise ProtocolError("error", "the device answered with an error")
         declined = wire.refusal(reply)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from flwr.app import Message, RecordDict
@@ -15,6 +14,7 @@ from fedattn.counters import CounterMemory
 from fedattn.entries import AbortReason
 from fedattn.errors import ProtocolError, SecAggError, ThresholdError
 from fedattn.flower import wire
+from fedattn.flower.exchange import replies
 from fedattn.flower.observer import Observer
 from fedattn.flower.witnesses import Witnesses
 from fedattn.instruction import Instruction
@@ -23,8 +23,6 @@ from fedattn.secagg.server import ServerRound
 from fedattn.update import Words
 
 _RULE = re.compile(r"[a-z0-9_.]{1,64}")
-_POLL_S = 0.2
-_PULLED_AT_ONCE = 4  # Flower's HTTP grid inflates every reply of a call before it returns
 
 
 class RoundAbortedError(SecAggError):
@@ -174,37 +172,19 @@ class RoundRunner:
             for index in members
         ]
         self.current_stage = stage  # from here on; what content raised belongs to the one before
-        # by message, not by sender: a reply that was cut off names the SuperLink as its sender
-        names = self.grid.push_messages(messages)
-        index_of = {name: index for name, index in zip(names, members, strict=True) if name}
-        waiting = dict.fromkeys(index_of)  # in the order of the roster; no name: its node is gone
-        done, deadline = 0, time.monotonic() + self.timeout_s
+        done, silent = 0, len(messages)
         self.observer.stage(round_, stage, 0, len(members))
-        while waiting:
-            arrived = 0
-            for reply in self._replies(list(waiting)):
-                arrived += 1
-                name = reply.metadata.reply_to_message_id
-                waiting.pop(name, None)
-                index = index_of.get(name)
-                if index is None:
-                    continue  # an answer to something else
-                problem = self._take(index, reply, accept)
-                if problem is None:
-                    done += 1
-                else:
-                    self.observer.note(f"round {round_}: client {index} left at {stage}: {problem}")
-                self.observer.stage(round_, stage, done, len(members))
-            if waiting and time.monotonic() > deadline:
-                self.observer.note(f"round {round_}: {len(waiting)} clients silent at {stage}")
-                return
-            if waiting and not arrived:
-                time.sleep(_POLL_S)
-
-    def _replies(self, names: list[str]) -> Iterator[Message]:
-        """The replies that have arrived to the messages `names`, a few in memory at a time."""
-        for start in range(0, len(names), _PULLED_AT_ONCE):
-            yield from self.grid.pull_messages(names[start : start + _PULLED_AT_ONCE])
+        for place, reply in replies(self.grid, messages, self.timeout_s):
+            silent -= 1
+            problem = self._take(members[place], reply, accept)
+            if problem is None:
+                done += 1
+            else:
+                left = f"client {members[place]} left at {stage}"
+                self.observer.note(f"round {round_}: {left}: {problem}")
+            self.observer.stage(round_, stage, done, len(members))
+        if silent:
+            self.observer.note(f"round {round_}: {silent} clients silent at {stage}")
 
     @staticmethod
     def _take(index: int, reply: Message, accept: Callable[[int, Message], None]) -> str | None:

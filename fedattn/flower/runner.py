@@ -19,6 +19,7 @@ import hashlib
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Collection, Sequence
@@ -39,9 +40,11 @@ from flwr.supercore.interceptors import (
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
-from fedattn.errors import ConfigError, RefusalError, RunError
-from fedattn.federation.folders import SUPEREXEC_SECRET
+from fedattn.errors import ConfigError, FedattnError, RefusalError, RunError
+from fedattn.federation.folders import POLICY, SUPEREXEC_SECRET
 from fedattn.flower import wire
+from fedattn.placement import usable_device
+from fedattn.policy import load_policy
 
 PORT_FILE: Final = "runtime-port"
 _LOCK_FILE = "runner.lock"
@@ -127,9 +130,7 @@ class Runner:
 
 def allowed_bundles(folder: Path) -> Collection[str]:
     """`app_hashes` of the device's policy, read anew for each task: a person may edit it."""
-    from fedattn.policy import load_policy
-
-    return load_policy(folder / "policy.yaml").app_hashes
+    return load_policy(folder / POLICY).app_hashes
 
 
 class _Connection:
@@ -219,8 +220,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         signal.signal(number, stop)
     import fedattn.train  # noqa: F401 (seconds of importing torch, before the first message)
 
-    _log.info("ready")
-    runner.run()
+    try:
+        _log.info("ready on %s", usable_device(load_policy(folder / POLICY).device))
+        runner.run()
+    except FedattnError as error:
+        sys.exit(f"{type(error).__name__}: {error}")  # for the operator: names file and remedy
     _log.info("stopped")
 
 

@@ -123,9 +123,6 @@ def test_all_devices_that_refuse_abort_the_round_by_name(fleet, tmp_path):
 def enrolled(fleet, tmp_path, content):
     """Who is in the roster when device 1 answers with `content`."""
     grid = Interposed(fleet.grid, wire.ENROLL, replying(content))
-    grid.send_and_receive = lambda messages, timeout: list(
-        grid.pull_messages(fleet.grid.push_messages(messages))
-    )
     members = enrol(grid, fleet.config, fleet.authority, tmp_path)
     assert len(members) == len({member.key for member in members})
     kept = (tmp_path / CERTIFICATES_FILE).read_bytes()

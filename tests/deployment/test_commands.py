@@ -6,7 +6,10 @@ import ast
 import importlib
 import inspect
 import socket
+import ssl
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -122,6 +125,24 @@ def test_the_runtime_port_is_kept_while_it_is_free_and_left_when_it_is_not(tmp_p
         taken.listen()
         assert choose_runtime_port(tmp_path) != first
     assert (tmp_path / "runtime-port").read_text() != str(first)
+
+
+def test_processes_that_start_at_once_agree_on_one_loopback_certificate(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; "
+        "from fedattn.flower.deployment.loopback import ensure_loopback_certificate as ensure; "
+        "sys.stdin.read(); ensure(Path(sys.argv[1]))"
+    )
+    started = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE)
+        for _ in range(3)
+    ]
+    for process in started:
+        process.stdin.close()  # all go
+    assert [process.wait(60) for process in started] == [0, 0, 0]
+    ssl.create_default_context().load_cert_chain(
+        tmp_path / "loopback.pem", tmp_path / "loopback-key.pem"
+    )  # (refuses a key that is not the certificate's)
 
 
 def test_the_loopback_certificate_is_for_127_0_0_1_alone_and_kept(tmp_path):

@@ -7,6 +7,7 @@ made here, for the address 127.0.0.1, signed by nobody else, and never leaves th
 
 from __future__ import annotations
 
+import fcntl
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -23,12 +24,22 @@ from fedattn.flower.deployment.folders import replace
 CERTIFICATE: Final = "loopback.pem"
 KEY: Final = "loopback-key.pem"
 NAME: Final = "superlink.loopback"
+_LOCK: Final = "loopback.lock"
 _VALID_DAYS: Final = 365
 _RENEW_DAYS: Final = 30
 
 
 def ensure_loopback_certificate(folder: Path) -> None:
-    """Make `loopback.pem` and its key (0600), or renew them within 30 days of their end."""
+    """Make `loopback.pem` and its key (0600), or renew them within 30 days of their end.
+
+    One process at a time: SuperLink and front may be started at once, each on its own.
+    """
+    with (folder / _LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _ensure(folder)
+
+
+def _ensure(folder: Path) -> None:
     now = datetime.now(UTC)
     path = folder / CERTIFICATE
     if path.exists() and (folder / KEY).exists():

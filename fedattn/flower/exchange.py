@@ -1,0 +1,43 @@
+"""Messages out, replies in as they come: what a round's stages and enrolment share.
+
+Flower's own `send_and_receive` collects every reply before it returns, and sleeps for seconds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+_POLL_S = 0.2
+_PULLED_AT_ONCE = 4  # Flower's HTTP grid inflates every reply of a call before it returns
+
+
+def replies(
+    grid: Grid, messages: Sequence[Message], timeout_s: float
+) -> Iterator[tuple[int, Message]]:
+    """Send `messages` and yield (place in `messages`, reply), until all came or time is up.
+
+    Matched by message, not by sender: a reply that was cut off names the SuperLink as its sender.
+    Whose node is gone is not waited for.
+    """
+    names = grid.push_messages(messages)
+    places = {name: place for place, name in enumerate(names) if name}
+    waiting = dict.fromkeys(places)  # in order
+    deadline = time.monotonic() + timeout_s
+    while waiting:
+        asked, arrived = list(waiting), 0
+        for start in range(0, len(asked), _PULLED_AT_ONCE):
+            for reply in grid.pull_messages(asked[start : start + _PULLED_AT_ONCE]):
+                name = reply.metadata.reply_to_message_id
+                if name not in waiting:
+                    continue  # an answer to something else
+                del waiting[name]
+                arrived += 1
+                yield places[name], reply
+        if waiting and time.monotonic() > deadline:
+            return
+        if waiting and not arrived:
+            time.sleep(_POLL_S)
