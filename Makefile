@@ -15,7 +15,7 @@ deploy-demo: $(VENV)/.installed
 
 # One worker a core, one thread each: torch's threads stall where others want the cores.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $$(nproc) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $$(nproc) --dist worksteal
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow

@@ -94,8 +94,16 @@ class Served:
             connection.close()
 
 
-@pytest.fixture(params=FRONTS)
-def served(request, tmp_path) -> Iterator[Served]:
+@pytest.fixture
+def served(running) -> Served:
+    """The front that runs, before a server that has seen nothing yet."""
+    running.requests.clear()
+    return running
+
+
+@pytest.fixture(scope="module", params=FRONTS)
+def running(request, tmp_path_factory) -> Iterator[Served]:
+    tmp_path = tmp_path_factory.mktemp("front")
     folder = ServerFolder(
         tmp_path, "127.0.0.1", free_port(), free_port(), "", request.param, "127.0.0.1"
     )
