@@ -1,13 +1,16 @@
 """What a device computes for one round from its own conversations; all that needs torch.
 
 Whatever reading the data raises, the result is noise as for a device without a record: an absence
-or an error would tell the server about the data.
+or an error would tell the server about the data. That includes what is no Exception: a panic in
+compiled code (tokenizers, safetensors) is a BaseException, and would end the process. Only what
+asks the process to end does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Final
 
 import torch
 
@@ -21,13 +24,15 @@ from fedattn.start import Floats
 from fedattn.tokens import Tokenizer
 from fedattn.train import LocalResult, noise_only, train_locally
 
+_ENDS: Final = (KeyboardInterrupt, SystemExit, GeneratorExit)  # come from a person, not from data
+
 
 def contribute(
     config: Config, data: DataConfig, index: int, vector: Floats, randomness: Randomness
 ) -> LocalResult:
     """One round of client `index` of `data` from the weights `vector` (d,); never fails for data.
 
-    With anything but `unit: none` no exception that data could cause leaves.
+    With anything but `unit: none` nothing that data could raise leaves.
     """
     model, _ = installed_start(config.model, config.seed)
     names, weights = trainable_names(model, config.model.trainable), torch.from_numpy(vector)
@@ -36,7 +41,9 @@ def contribute(
     try:
         own = records(data, index, tokenizer)
         return train_locally(model, tokenizer, own, config, randomness)
-    except Exception:
+    except _ENDS:
+        raise
+    except BaseException:
         # Steps already taken left nothing behind; fresh randomness, or noise would repeat.
         write_vector(model, names, weights)
         return noise_only(model, tokenizer, config, randomness.child("noise only"))
@@ -63,7 +70,9 @@ def _tokenized(
     tokenizer, limit = Tokenizer(vocab_size), config.max_reply_bytes
     try:
         return tuple(tokenize(dialogues, tokenizer, limit))
-    except Exception:
+    except _ENDS:
+        raise
+    except BaseException:
         # One record that cannot be tokenised must not take the others with it: alone, it counts
         # as absent, which one record's guarantee covers.
         return tuple(record for item in dialogues for record in _alone(item, tokenizer, limit))
@@ -72,5 +81,7 @@ def _tokenized(
 def _alone(dialogue: Dialogue, tokenizer: Tokenizer, max_reply_bytes: int) -> list[Record]:
     try:
         return tokenize([dialogue], tokenizer, max_reply_bytes)
-    except Exception:
+    except _ENDS:
+        raise
+    except BaseException:
         return []

@@ -178,8 +178,11 @@ class Device:
         return pinned.read_bytes()
 
     def _held_revocations(self) -> bytes:
-        held = self.folder / "revoked.crl"
-        return held.read_bytes() if held.exists() else b""
+        path = self.folder / "revoked.crl"
+        held = path.read_bytes() if path.exists() else None
+        if held == b"":  # cut short: who was revoked is not known, which is not nobody
+            raise RefusalError("revoked", "revoked.crl is empty; bring the authority's list")
+        return held or b""
 
     def _certified(self, certificates: bytes) -> dict[bytes, int]:
         """Serial by public key of verified members."""
@@ -198,6 +201,9 @@ class Device:
         rules.check_cohort(instruction)
         if instruction.start_sha256 != self._start_sha256(config):
             raise RefusalError("start_model", "is not the one installed here")
+        rules.check_mechanism(instruction)
+        # Priced before others must wait, and remembered: below it takes no time.
+        rules.check_spend(self.policy, instruction, self.ledger.read().spent)
         with self.ledger.locked() as ledger:
             rules.check_replay(instruction, ledger.lines)
             rules.check_spend(self.policy, instruction, ledger.lines.spent)

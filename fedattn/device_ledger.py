@@ -50,6 +50,7 @@ class Answer:
     """What a line says of an instruction."""
 
     instruction: str  # its hash
+    run: str  # which run of which server it was of
     round: int
     config: str  # hash of the config that it carried
     mode: str  # unit/noise
@@ -88,17 +89,14 @@ class Lines:
         """Hashes of all instructions in it."""
         return frozenset(answer.instruction for answer in (*self.accepted, *self.spent))
 
-    def extended(self, line: bytes, kind: str, body: Mapping[str, Any]) -> Lines:
-        """The ledger with one more line."""
-        hashes = (*self.hashes, hashlib.sha256(line).hexdigest())
+    def extended(self, line: bytes, kind: Kind, body: Mapping[str, Any]) -> Lines:
+        """The ledger with one more line; copies the others, so not the way to read many."""
         accepted, spent = self.accepted, self.spent
         if kind == "accepted":
             accepted = (*accepted, _answer(body))
         elif kind == "spent":
             spent = (*spent, _answer(body))
-        elif kind not in ("open", "cut"):
-            raise ValueError("unknown kind")
-        return Lines(hashes, accepted, spent)
+        return Lines((*self.hashes, _hash(line)), accepted, spent)
 
 
 class DeviceLedger:
@@ -168,6 +166,7 @@ class Session:
         """Write a line and return once it is on disk."""
         body = {
             "instruction": answer.instruction,
+            "run": answer.run,
             "round": answer.round,
             "config": answer.config,
             "mode": answer.mode,
@@ -262,13 +261,18 @@ def _extended(
 
 
 def _parse(whole: list[bytes], data: str | None) -> Lines:
-    """The lines, checked one by one: form, order, chain, signature, kind."""
-    lines = Lines()
+    """The lines, checked one by one: form, order, chain, signature, kind; linear in their number.
+
+    The file is locked meanwhile, and grows over years.
+    """
+    hashes: list[str] = []
+    answers: dict[str, list[Answer]] = {"accepted": [], "spent": []}
     for seq, line in enumerate(whole):
         raw = json.loads(line)
         if list(raw) != _KEYS or not line[-_TAIL:].startswith(_OPENING):
             raise ValueError("not a line of a device ledger")
-        if type(raw["seq"]) is not int or (raw["seq"], raw["prev"]) != (seq, lines.state.head):
+        head = hashes[-1] if hashes else GENESIS
+        if type(raw["seq"]) is not int or (raw["seq"], raw["prev"]) != (seq, head):
             raise ValueError("not the next line")
         key, signature = bytes.fromhex(raw["key"]), bytes.fromhex(raw["signature"])
         if not verify(key, PURPOSE, line[:-_TAIL] + b"}", signature):
@@ -278,8 +282,12 @@ def _parse(whole: list[bytes], data: str | None) -> Lines:
             raise ValueError("`open` is the first line and no other")
         if kind == "open":
             _check_open(body, data)
-        lines = lines.extended(line, kind, body)
-    return lines
+        elif kind in answers:
+            answers[kind].append(_answer(body))
+        elif kind != "cut":
+            raise ValueError("unknown kind")
+        hashes.append(_hash(line))
+    return Lines(tuple(hashes), tuple(answers["accepted"]), tuple(answers["spent"]))
 
 
 def _check_open(body: Mapping[str, Any], data: str | None) -> None:
@@ -294,14 +302,18 @@ def _check_open(body: Mapping[str, Any], data: str | None) -> None:
 
 
 def _answer(body: Mapping[str, Any]) -> Answer:
-    instruction, config, mode = body["instruction"], body["config"], body["mode"]
-    round_ = body["round"]
-    if not all(isinstance(name, str) for name in (instruction, config, mode)):
+    instruction, run, config = body["instruction"], body["run"], body["config"]
+    mode, round_ = body["mode"], body["round"]
+    if not all(isinstance(name, str) for name in (instruction, run, config, mode)):
         raise ValueError("not a name")
     if type(round_) is not int:
         raise ValueError("not a round")
-    return Answer(instruction, round_, config, mode, event_from_dict(body["event"]))
+    return Answer(instruction, run, round_, config, mode, event_from_dict(body["event"]))
 
 
 def _name_hash(name: str) -> str:
     return hashlib.sha256(b"fedattn/v1/device-data\0" + name.encode()).hexdigest()
+
+
+def _hash(line: bytes) -> str:
+    return hashlib.sha256(line).hexdigest()

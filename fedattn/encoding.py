@@ -45,6 +45,9 @@ class RoundCodec(Protocol):
     def modulus_bits(self) -> int:
         """b: words are added modulo 2^b."""
 
+    def require_encodable(self) -> None:
+        """UpdateError or PrivacyError for what `encode` would refuse, whatever the vector."""
+
     def encode(self, vector: Floats, index: int, randomness: Randomness) -> Words:
         """The words (length,) of client `index`'s `vector` (d,); nothing in it can raise."""
 
@@ -68,6 +71,9 @@ class PlainCodec:
     def modulus_bits(self) -> int:
         """As configured."""
         return self.codec.modulus_bits
+
+    def require_encodable(self) -> None:
+        """Nothing: its own constructor refuses."""
 
     def encode(self, vector: Floats, index: int, randomness: Randomness) -> Words:
         """As `update.Codec.encode`; the client's `index` does not matter."""
@@ -122,6 +128,17 @@ class SumCodec:
         clipped = clip_l2(vector.astype(np.float64), mechanism.config.privacy.clip_norm)
         turned = self._rotation.forward(clipped) * mechanism.grid_scale
         return round_with_retry(turned, mechanism.l2, randomness)
+
+    def require_encodable(self) -> None:
+        """Norm, bound and noise are within what rounding and sampler can do."""
+        mechanism, nothing = self.mechanism, np.zeros(1)
+        if not mechanism.config.is_one_step:
+            clip_l2(nothing, mechanism.config.privacy.clip_norm)
+            round_with_retry(nothing, mechanism.l2, Randomness.from_os())
+        share = mechanism.share_variance(self.cohort)
+        if share > 0:
+            SkellamSampler(share)
+        _ = self.modulus_bits
 
     def encode(self, vector: Floats, index: int, randomness: Randomness) -> Words:
         """Round `vector` (d,) and add this device's share of the noise, if devices add it."""

@@ -20,7 +20,7 @@ from fedattn.mechanism import threshold_of
 from fedattn.privacy.events import Event, event_from_dict, event_to_dict
 from fedattn.secagg import RoundSpec, graph
 
-FORMAT = "fedattn-instruction/1"
+FORMAT = "fedattn-instruction/2"
 
 
 @lru_cache(maxsize=64)
@@ -33,6 +33,7 @@ class Instruction:
     """Everything one round is about; `document` are the bytes that are hashed."""
 
     config: Config
+    run: str  # hash of the ledger's first line: which run this is
     round: int
     start_sha256: str  # the model training started from, which devices have installed
     model_sha256: str  # the model this round starts from
@@ -47,6 +48,7 @@ class Instruction:
         fields = {
             "format": FORMAT,
             "config": self.config.model_dump(mode="json"),
+            "run": self.run,
             "round": self.round,
             "start_sha256": self.start_sha256,
             "model_sha256": self.model_sha256,
@@ -110,6 +112,7 @@ class Instruction:
                 raise ValueError
             instruction = cls(
                 config=config_from_dict(raw["config"]),
+                run=str(raw["run"]),
                 round=int(raw["round"]),
                 start_sha256=str(raw["start_sha256"]),
                 model_sha256=str(raw["model_sha256"]),

@@ -151,11 +151,14 @@ class Ledger:
             if os.write(self._handle, line + b"\n") != len(line) + 1:
                 raise OSError("short write")
             os.fsync(self._handle)
+            entry = parse_line(line)
+            self.entries.append(entry)
         except OSError as error:
             self.close()  # what is on disk is unknown: no line may follow it
             raise LedgerError(f"{self.path}: could not append ({error}); stop") from None
-        entry = parse_line(line)
-        self.entries.append(entry)
+        except BaseException:  # Ctrl-C: the line may be on disk and not in `entries`
+            self.close()
+            raise
         return entry
 
     def close(self) -> None:

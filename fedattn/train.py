@@ -9,7 +9,8 @@ other.
 conversation/distributed and /server: one such batch, of which the clipped sum leaves as it is: the
 codec rounds it, noise comes after, and the server divides and steps.
 
-unit client: plain local steps; the codec clips their change as a whole. unit none: plain steps.
+unit client: plain local steps (client_change.py); the codec clips their change as a whole. unit
+none: plain steps.
 
 After private data is read nothing here raises because of it (but with unit none, which protects
 nobody): a conversation, or with unit client a device, whose pass fails counts as zero. A failing
@@ -31,6 +32,7 @@ from torch import Tensor
 
 from fedattn.batches import IGNORED, Batch, Pair, Record, collate, pair
 from fedattn.checkpoint import read_vector, write_vector
+from fedattn.client_change import client_change as _client_change
 from fedattn.clipping import (
     ClippedSum,
     PerRecordGradients,
@@ -92,8 +94,8 @@ def train_locally(
     - `Config.is_one_step`: the sum over one Poisson batch of per-conversation gradients, each
       clipped to C (1 - CLIP_MARGIN); not divided, no noise. An empty batch: exactly zero.
     - `unit: client`: the change after `local_steps` plain steps on `expected_batch_size` examples
-      each, neither clipped nor noised, and always finite. Without a usable record, or if anything
-      fails: exactly zero.
+      each, neither clipped nor noised, and always finite. Without a usable record, after as many
+      steps on a made-up one, or if anything fails: exactly zero.
     - `unit: none`: the change after `local_steps` plain steps.
 
     The model is left as it was, also by an exception. `records` may be empty. Sampling, draws and
@@ -135,8 +137,8 @@ def noise_only(
 ) -> LocalResult:
     """The result of a device that holds no record: what leaves when reading its data fails.
 
-    Noise where devices add it while they train, zero where it is added to the sum. On the CPU:
-    what failed may be the CUDA device.
+    Noise where devices add it while they train, zero where it is added to the sum (unit client:
+    after as many steps as others take). On the CPU: what failed may be the CUDA device.
     """
     return train_locally(model, tokenizer, (), config.placed({"device": "cpu"}), randomness)
 
@@ -297,24 +299,3 @@ class _PlainSteps(_Steps):
         """A pass whose gradients are dropped."""
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         torch.autograd.grad(self.losses(pairs).sum(), parameters)
-
-
-def _client_change(steps: _PlainSteps, records: Sequence[Record], names: list[str]) -> Tensor:
-    """What plain steps on examples drawn with replacement change: (d,) float32, finite."""
-    before = read_vector(steps.model, names)
-    nothing = torch.zeros_like(before)
-    usable = [record for record in records if record.replies]
-    if not usable:
-        return nothing
-    train = steps.config.train
-    try:
-        with steps:
-            for _ in range(train.local_steps):
-                chosen = [
-                    steps.randomness.below(len(usable)) for _ in range(train.expected_batch_size)
-                ]
-                steps.take([usable[index] for index in chosen])
-        change = read_vector(steps.model, names) - before
-    except Exception:  # (the client counts as zero, and says nothing)
-        return nothing
-    return change if change.isfinite().all() else nothing

@@ -158,6 +158,7 @@ class Run:
         event = self.event or round_event(self.config, 10)
         instruction = Instruction(
             config=self.config,
+            run=self.ledger.entries[0].hash,
             round=number,
             start_sha256=START,
             model_sha256=before,

@@ -276,6 +276,7 @@ def test_instructions_are_checked_even_if_devices_signed(tmp_path: Path) -> None
         ("release", "intent", model(7), "ledger grammar"),
         ("release", "model_after", model(7), "models"),
         ("intent", "round", 1, "ledger grammar"),
+        ("intent", "round", 3, "ledger grammar"),  # a number left out: a round rewound
         ("intent", "threshold", 1, "cohorts"),
         ("close", "skipped", 1, "ledger grammar"),
         ("open", "config_sha256", model(7), "config"),

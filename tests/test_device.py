@@ -54,6 +54,7 @@ class Federation:
     def instruction(self, round_=1, **changes):
         fields = {
             "config": self.config,
+            "run": "00" * 32,
             "round": round_,
             "start_sha256": self.start,
             "model_sha256": released_sha256(self.start, self.vector),
@@ -109,6 +110,21 @@ def test_an_agreed_instruction_is_accepted_at_its_place_in_the_roster(federate, 
     assert federation.device.accept(federation.instruction()) == 1
     turned = federation.roster[1:] + federation.roster[:1]
     assert federation.device.accept(federation.instruction(2, roster=turned)) == 3
+
+
+def test_an_empty_list_of_revoked_certificates_is_not_taken_for_nobody(federate, unreadable):
+    federation = federate()
+    held = federation.device.folder / "revoked.crl"
+    held.write_bytes(b"")  # cut short by a full disk
+    with pytest.raises(RefusalError) as caught:
+        federation.device.accept(federation.instruction())
+    assert caught.value.rule == "revoked"
+    certificates = (federation.device.folder / "members.pem").read_bytes()
+    with pytest.raises(RefusalError, match=r"revoked: revoked\.crl is empty"):
+        federation.device.meet(certificates, b"a list, whichever")
+    assert held.read_bytes() == b""
+    held.unlink()
+    assert federation.device.accept(federation.instruction()) == 1  # nothing was spent
 
 
 OTHER_SECTIONS = [
@@ -415,6 +431,64 @@ def test_a_conversation_that_cannot_be_tokenised_does_not_take_others_with_it(
 
     monkeypatch.setattr(fedattn.contribution, "tokenize", fail)
     assert list(fedattn.contribution.records(*federation.device.data, tokenizer)) == expected
+
+
+class Panic(BaseException):
+    """As of compiled code (pyo3's PanicException): no Exception, raised by one private text."""
+
+
+def test_a_conversation_on_which_the_tokenizer_panics_is_absent_alone(federate, monkeypatch):
+    federation = federate()
+    tokenizer, true_tokenize = Tokenizer(257), fedattn.contribution.tokenize
+    own = load_partition(federation.config.data).train[0]
+    expected = true_tokenize(own[:1] + own[2:], tokenizer, 512)
+
+    def panic(dialogues, *rest):
+        if own[1] in dialogues:
+            raise Panic(CANARY)
+        return true_tokenize(dialogues, *rest)
+
+    fedattn.contribution._tokenized.cache_clear()
+    monkeypatch.setattr(fedattn.contribution, "tokenize", panic)
+    assert list(fedattn.contribution.records(*federation.device.data, tokenizer)) == expected
+
+
+@pytest.mark.parametrize("place", ["load_partition", "records", "train_locally"])
+def test_a_panic_after_reading_data_leaves_as_noise_of_its_own(federate, monkeypatch, place):
+    """As if the device held nothing; the process that serves the next message lives on."""
+    federation, made = federate(seed=3), []
+    true_noise_only = fedattn.contribution.noise_only
+
+    def panic(*_):
+        raise Panic(CANARY)
+
+    def spy(*args):
+        made.append(true_noise_only(*args).delta)
+        return fedattn.train.LocalResult(made[-1])
+
+    fedattn.contribution._tokenized.cache_clear()
+    monkeypatch.setattr(fedattn.contribution, place, panic)
+    monkeypatch.setattr(fedattn.contribution, "noise_only", spy)
+    federation.device.accept(federation.instruction())
+    result = federation.device.train(federation.instruction(), federation.vector)
+    assert len(made) == 1
+    assert torch.equal(result.delta, made[0])
+    assert result.delta.any()
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit, GeneratorExit])
+@pytest.mark.parametrize("place", ["tokenize", "train_locally"])
+def test_what_asks_the_process_to_end_is_obeyed(federate, monkeypatch, place, end):
+    federation = federate()
+
+    def leave(*_):
+        raise end
+
+    fedattn.contribution._tokenized.cache_clear()
+    monkeypatch.setattr(fedattn.contribution, place, leave)
+    federation.device.accept(federation.instruction())
+    with pytest.raises(end):
+        federation.device.train(federation.instruction(), federation.vector)
 
 
 def test_noise_after_a_failure_is_not_that_of_the_failed_attempt(federate, monkeypatch):

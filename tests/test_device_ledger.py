@@ -26,7 +26,7 @@ EVENT = PoissonGaussian(0.1, 1.0, 5)
 
 
 def answer(name: str, round_: int = 1) -> Answer:
-    return Answer(name, round_, "cc", "conversation/local", EVENT)
+    return Answer(name, "dd" * 32, round_, "cc", "conversation/local", EVENT)
 
 
 @pytest.fixture
@@ -382,3 +382,26 @@ def test_without_a_key_nothing_is_written(tmp_path):
     with pytest.raises(RefusalError, match=r"^spend_ledger: its key cannot be read or made"):
         write(ledger, "a")
     assert ledger.path.read_bytes() == b""
+
+
+@pytest.mark.parametrize("count", [3, 60])
+def test_reading_builds_the_lines_once_however_many_there_are(ledger, monkeypatch, count):
+    """A copy for each line would make reading quadratic, and the file is locked meanwhile."""
+    write(ledger, *map(str, range(count)))
+    write(ledger, "last", kind="accepted")
+    before, built = ledger.read(), []
+    forget()
+
+    class Counted(Lines):
+        def __init__(self, *fields):
+            built.append(len(fields and fields[0]))
+            super().__init__(*fields)
+
+    monkeypatch.setattr(device_ledger, "Lines", Counted)
+    again = ledger.read()
+    assert [size for size in built if size] == [count + 2]
+    assert (again.hashes, again.spent, again.accepted) == (
+        before.hashes,
+        before.spent,
+        before.accepted,
+    )

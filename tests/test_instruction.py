@@ -23,6 +23,7 @@ def instruction(make_config):
     config = make_config(faults=[{"round": 1, "clients": 1}])
     return Instruction(
         config=config,
+        run="00" * 32,
         round=3,
         start_sha256="aa" * 32,
         model_sha256="bb" * 32,
@@ -43,6 +44,7 @@ def test_every_field_is_in_the_hash(instruction, make_config):
     others = [
         replace(instruction, config=make_config(train__learning_rate=0.5)),
         replace(instruction, round=4),
+        replace(instruction, run="ab" * 32),
         replace(instruction, start_sha256="ab" * 32),
         replace(instruction, model_sha256="ab" * 32),
         replace(instruction, dimension=11),
@@ -76,7 +78,15 @@ def test_a_noised_sum_is_padded_and_its_quorum_follows_the_cohort(make_config):
     )
     roster = tuple(bytes([i]) * 32 for i in range(1, 16))
     made = Instruction(
-        config, 1, "aa" * 32, "bb" * 32, 1000, "cc" * 32, roster, round_event(config, 1000)
+        config,
+        "dd" * 32,
+        1,
+        "aa" * 32,
+        "bb" * 32,
+        1000,
+        "cc" * 32,
+        roster,
+        round_event(config, 1000),
     )
     codec = made.codec
     assert isinstance(codec, SumCodec)
@@ -129,7 +139,7 @@ def test_another_spelling_is_refused(instruction, change):
         lambda d: b"\xff",
         lambda d: b"{}",
         lambda d: d[:-1],
-        lambda d: d.replace(FORMAT.encode(), b"fedattn-instruction/2"),
+        lambda d: d.replace(FORMAT.encode(), b"fedattn-instruction/3"),
         lambda d: edited(d, config={}),
         lambda d: edited(d, config=None),
         lambda d: edited(d, roster=["xyz"]),

@@ -47,6 +47,7 @@ RANKS: dict[str, float] = {
     "fedattn.server_optimizer": 5,
     "fedattn.instruction": 6,
     "fedattn.clipping": 6,
+    "fedattn.client_change": 6,
     "fedattn.generate": 6,
     "fedattn.ledger": 6,
     "fedattn.federation": 7,

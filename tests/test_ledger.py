@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -165,3 +166,22 @@ def test_a_torn_line_a_bad_line_and_a_newer_format_are_told_apart(path: Path) ->
         read_ledger(path)
     with pytest.raises(LedgerError, match="cannot be read"):
         read_ledger(path.parent / "none.jsonl")
+
+
+@pytest.mark.parametrize("struck", ["write", "fsync"])
+def test_a_ledger_that_was_interrupted_in_a_line_takes_no_further_one(
+    tmp_path, monkeypatch, struck
+):
+    """The line may be on disk and not in memory: a next one could break the chain."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    ledger = Ledger.create(tmp_path / "ledger.jsonl", SERVER)
+    ledger.append("skip", {"round": 1, "reason": "cohort"})
+    monkeypatch.setattr(os, struck, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        ledger.append("skip", {"round": 2, "reason": "cohort"})
+    monkeypatch.undo()
+    with pytest.raises(LedgerError, match="closed"):
+        ledger.append("skip", {"round": 3, "reason": "cohort"})

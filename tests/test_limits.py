@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,7 @@ class Federation:
         config = changes.get("config", self.config)
         fields = {
             "config": config,
+            "run": sha256(self.folder.name.encode()).hexdigest(),
             "round": round_,
             "start_sha256": self.start,
             "model_sha256": vector_sha256(self.start, self.vector),

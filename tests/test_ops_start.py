@@ -43,7 +43,8 @@ NGINX = {
     "ssl_session_tickets": "off",
     "server_tokens": "off",
     "access_log": "off",
-    "client_max_body_size": "512m",
+    "limit_conn_zone": "$binary_remote_addr zone=address:4m",
+    "limit_conn": "address 64",
     "client_header_timeout": "20s",
     "client_body_timeout": "60s",
     "proxy_read_timeout": "60s",
@@ -70,7 +71,13 @@ def test_the_front_passes_on_fleet_calls_and_nothing_else(nginx_conf):
     assert {each["directive"]: " ".join(each["args"]) for each in blocks(parsed, *NGINX)} == NGINX
     places = list(blocks(parsed, "location"))
     passing = [each for each in places if list(blocks(each["block"], "proxy_pass"))]
-    assert [each["args"] for each in passing] == [["~", "^/v1/fleet/[a-z-]+$"]]
+    large = "/v1/fleet/push-object"
+    assert [each["args"] for each in passing] == [["~", "^/v1/fleet/[a-z-]+$"], ["=", large]]
+    sizes = [each["args"] for each in blocks(parsed, "client_max_body_size")]
+    assert sizes == [["1m"], ["512m"]]
+    assert [each["args"] for each in blocks(passing[1]["block"], "client_max_body_size")] == [
+        ["512m"]
+    ]
     [upstream] = blocks(parsed, "upstream")
     assert [each["args"] for each in blocks(upstream["block"], "server")] == [["127.0.0.1:9092"]]
     [only] = [each for each in blocks(parsed, "server") if "block" in each]

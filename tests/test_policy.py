@@ -12,7 +12,7 @@ import yaml
 from fedattn.config import config_from_dict
 from fedattn.data import partition
 from fedattn.data.jsonl import read_jsonl
-from fedattn.device_ledger import Answer
+from fedattn.device_ledger import Answer, Lines
 from fedattn.errors import ConfigError, RefusalError
 from fedattn.instruction import Instruction
 from fedattn.policy import (
@@ -25,7 +25,7 @@ from fedattn.policy import (
     load_policy,
     parse_policy,
 )
-from fedattn.policy.rules import life_events
+from fedattn.policy.rules import answer_to, check_mechanism, check_replay, life_events
 from fedattn.privacy.events import GaussianSum, NoNoise, PoissonGaussian, SkellamSum, round_event
 from fedattn.privacy.rows import life_epsilon, spends
 from tests.federation import conversations, tiny, write
@@ -59,6 +59,7 @@ def asked(**changes):
 def of(config, round_=1):
     return Instruction(
         config=config,
+        run="00" * 32,
         round=round_,
         start_sha256="aa" * 32,
         model_sha256="bb" * 32,
@@ -72,7 +73,7 @@ def of(config, round_=1):
 def spent(config, count=1):
     instruction = of(config)
     mode = f"{config.privacy.unit}/{config.privacy.noise}"
-    answer = Answer(HASH, 1, config.sha256(), mode, instruction.event)
+    answer = Answer(HASH, "dd" * 32, 1, config.sha256(), mode, instruction.event)
     return [replace(answer, round=i) for i in range(count)]
 
 
@@ -402,3 +403,46 @@ def test_a_number_holds_against_whom_all_allowed_modes_protect():
     for modes, expected in rows.items():
         assert set(Limits(modes=list(modes)).budgets) == expected
     assert Limits(max_epsilon={"unmasked": 3.0}).budgets == {"unmasked": 3.0}
+
+
+def test_no_round_of_a_run_is_answered_twice_nor_one_before_it():
+    """Else a server could rewind its ledger and show an auditor one of two rounds."""
+    first = asked()
+    lines = Lines(accepted=(answer_to(replace(first, round=5)),))
+    for number in (1, 4, 5):
+        again = replace(first, round=number, ledger_head="ab" * 32)
+        with pytest.raises(RefusalError, match=r"^replay: this run's round"):
+            check_replay(again, lines)
+    check_replay(replace(first, round=6), lines)
+    check_replay(replace(first, round=1, run="ab" * 32), lines)  # another run
+
+
+CLIENT = {"unit": "client", "noise": "distributed"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"train": {"local_steps": 1_001}}, "work: more local steps"),
+        (
+            {"train": {"local_steps": 1_000, "expected_batch_size": 101}, "privacy": CLIENT},
+            "work: more local steps",
+        ),
+        (
+            {"data": {"clients": 100_001}, "secagg": {"threshold": 60_000, "clip_range": 1e-3}},
+            "cohort: 100001 clients",
+        ),
+    ],
+)
+def test_work_without_end_is_refused(changes, said):
+    instruction = of(tiny("data.jsonl"))
+    with pytest.raises(RefusalError, match=f"^{said}"):
+        check(limited(), replace(instruction, config=tiny("data.jsonl", **changes)))
+
+
+@pytest.mark.parametrize("changes", [{"clip_norm": 1e-20}, {"noise_multiplier": 1e9}])
+def test_what_the_codec_cannot_encode_is_refused_before_data_are_read(changes):
+    config = tiny("data.jsonl", privacy={**CLIENT, **changes})
+    instruction = replace(of(tiny("data.jsonl")), config=config)
+    with pytest.raises(RefusalError, match=r"^mechanism: "):
+        check_mechanism(instruction)

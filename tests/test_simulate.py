@@ -13,6 +13,7 @@ from fedattn.audit import audit
 from fedattn.checkpoint import load_model, read_vector, released_sha256, start_model
 from fedattn.entries import Abort, Close, Intent, Open, Release
 from fedattn.errors import RunError
+from fedattn.flower.held_model import HeldModel
 from fedattn.flower.observer import SilentObserver
 from fedattn.instruction import Instruction
 from fedattn.ledger import read_ledger
@@ -270,6 +271,7 @@ def test_a_large_cohort_masks_with_random_neighbours(tmp_path):
     assert audit(result.run_dir, server_key=result.server_fingerprint).ok
     instruction = Instruction(
         config=config,
+        run="00" * 32,
         round=1,
         start_sha256="00" * 32,
         model_sha256="00" * 32,
@@ -279,3 +281,22 @@ def test_a_large_cohort_masks_with_random_neighbours(tmp_path):
         event=round_event(config, 10),
     )
     assert 0 < instruction.spec.share_threshold < instruction.spec.degree < 60
+
+
+def test_a_run_interrupted_right_after_a_release_closes_with_that_model(
+    data, tmp_path, monkeypatch
+):
+    """A second Ctrl-C: what the ledger names last is what it closes with, and audit agrees."""
+    config, run_dir = tiny(data, train={"rounds": 2, "local_steps": 1}), tmp_path / "run"
+    run_dir.mkdir()
+
+    def struck(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(HeldModel, "take", struck)
+    with pytest.raises(KeyboardInterrupt):
+        simulate(config, run_dir)
+    monkeypatch.undo()
+    result = simulate(config, run_dir, is_resumed=True)
+    assert result.report.totals.rounds_released == 1
+    assert audit(run_dir, server_key=result.server_fingerprint).ok

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fedattn.train
-from fedattn.batches import collate, pair
+from fedattn.batches import IGNORED, collate, pair
 from fedattn.checkpoint import read_vector, save_model
 from fedattn.clipping import CLIP_MARGIN, PrivateOptimizer
 from fedattn.errors import FedattnError
@@ -546,6 +546,38 @@ def test_a_client_s_steps_and_examples_are_public_whatever_it_holds(
     monkeypatch.setattr(fedattn.train, "record_losses", spy)
     run(make_records(count, replies=replies), **{**CLIENT, "train__local_steps": 6})
     assert rows == [5] * 6
+
+
+@pytest.mark.parametrize("held", ["nothing", "no reply", "unreadable"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_client_without_a_usable_record_takes_as_many_steps_and_no_shorter_ones(
+    generator, tokenizer, make_config, make_records, monkeypatch, held, optimizer
+):
+    """An answer at once would tell the server that there was nothing to learn from."""
+    from dataclasses import replace
+
+    shapes, true_losses = [], record_losses
+
+    def spy(model, batch):
+        assert (batch.targets != IGNORED).all()  # as long as it is wide
+        assert not (batch.context == tokenizer.pad).any()
+        shapes.append((*batch.context.shape, batch.tokens.shape[1]))
+        return true_losses(model, batch)
+
+    monkeypatch.setattr(fedattn.train, "record_losses", spy)
+    model = generator()
+    before = copy.deepcopy(model.state_dict())
+    config = make_config(**CLIENT, train__local_steps=6, train__optimizer=optimizer)
+    mute = [replace(record, replies=()) for record in make_records(3)]
+    if held == "unreadable":
+        delta = noise_only(model, tokenizer, config, Randomness.seeded(1)).delta
+    else:
+        records = [] if held == "nothing" else mute
+        delta = train_locally(model, tokenizer, records, config, Randomness.seeded(1)).delta
+    shape = model.shape
+    assert shapes == [(5, shape.context_tokens, shape.reply_tokens)] * 6
+    assert not delta.any()
+    assert all(torch.equal(value, before[n]) for n, value in model.state_dict().items())
 
 
 def test_a_client_draws_its_conversations_equally_often_and_each_reply_of_one(

@@ -159,6 +159,7 @@ def measure(clients: int, dim: int) -> dict[str, float]:
     settings = config(clients, 1 / 3, 0.05)
     instruction = Instruction(
         config=settings,
+        run="00" * 32,
         round=1,
         start_sha256="00" * 32,
         model_sha256="00" * 32,

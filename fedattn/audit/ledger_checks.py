@@ -66,7 +66,9 @@ def grammar(e: Evidence) -> str:
         require(not isinstance(body, Open | Close), f"line {number}: `{entry.kind}` inside")
         if isinstance(body, Intent | Skip):
             require(
-                body.round > last_round, f"line {number}: round {body.round} after {last_round}"
+                # a number that is left out is a round that devices may have answered
+                body.round == last_round + 1,
+                f"line {number}: round {body.round} after {last_round}",
             )
             require(pending is None, f"line {number}: the intent before it has no outcome")
             last_round = body.round
@@ -207,6 +209,7 @@ def instructions(e: Evidence) -> str:
             start_sha256=e.opened.start_sha256,
             model_sha256=intent.model_before,
             dimension=e.opened.dimension,
+            run=e.entries[0].hash,
             ledger_head=entry.prev,
             roster=tuple(bytes.fromhex(key) for key in intent.roster),
             event=intent.priced,

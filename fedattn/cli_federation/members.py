@@ -36,7 +36,7 @@ def approve(
     ),
     valid_days: Days = None,
 ) -> None:
-    """Certify a device or the server, after a look at who asks."""
+    """Certify a device or the server, after a look at who asks; the same request again renews."""
     from rich.console import Console
 
     from fedattn.federation import authority
@@ -91,14 +91,18 @@ def admit(
 def revoke(
     folder: Folder,
     name: Annotated[
-        str | None, typer.Argument(help="Whose certificate; without it the list is renewed.")
+        str | None,
+        typer.Argument(help="Whose certificates, for good; without it the list is renewed."),
     ] = None,
     new_list: Annotated[
         Path | None, typer.Option("--list", help="Server or device: take over this newer list.")
     ] = None,
     valid_days: Days = None,
 ) -> None:
-    """The authority takes a certificate back; or --list: a server or device learns of it."""
+    """The authority takes all certificates of NAME back; --list: a server or device learns of it.
+
+    Never to renew a certificate (`approve` does): keys that were taken back do not return.
+    """
     from fedattn.federation import authority
     from fedattn.federation.server import update_revocations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -17,7 +16,6 @@ from fedattn.certificates import (
     certify_server,
     make_authority,
     make_revocations,
-    read_member,
     read_revocations,
     read_server_request,
     require_authority,
@@ -33,7 +31,6 @@ from fedattn.federation.documents import (
     ServerRequest,
     as_json,
     as_yaml,
-    read_approval,
     read_federation,
     require_words,
 )
@@ -55,6 +52,7 @@ from fedattn.federation.folders import (
     template,
     write_new,
 )
+from fedattn.federation.issued import issued_members, one_writer, require_free
 from fedattn.randomness import Randomness
 from fedattn.signing import SigningKey, fingerprint
 
@@ -65,17 +63,6 @@ REVOCATION_DAYS: Final = 90
 # A device's clock may be late: documents begin a little before they are made.
 _CLOCKS: Final = timedelta(hours=1)
 INVITATION_COMMENT: Final = "Where this federation is. Public; authority.pem is what to trust."
-
-
-@dataclass(frozen=True)
-class Issued:
-    """A member's certificate as the authority remembers it."""
-
-    approval: Approval
-    path: Path
-    public_key: bytes
-    serial: int
-    until: datetime
 
 
 def found(
@@ -124,41 +111,27 @@ def approve(
 ) -> Path:
     """Certify a device; the approval's path. A person has compared the fingerprints before.
 
-    RefusalError("name_taken" | "key_taken" | "node_key_taken") while another certificate of the
-    same name or key is valid: one that is lost is to be revoked first.
+    A request of the name, identity and node key of a certificate that is valid is a renewal: both
+    are valid then, and `revoke` takes back both. RefusalError("name_taken" | "key_taken" |
+    "node_key_taken") while another certificate of the same name or key is valid: one that is lost
+    is to be revoked first; ("key_revoked") for a key that was taken back.
     """
-    authority, asked = _open(folder, at), request.verified()
-    revoked = revocations(folder, at=None).serials
-    old: Path | None = None
-    for issued in issued_members(folder):
-        if issued.serial in revoked or issued.until < at:
-            old = issued.path if issued.approval.name == asked.name else old
-            continue
-        name, node_key = issued.approval.name, issued.approval.node_key
-        for rule, taken in (
-            ("name_taken", name == asked.name),
-            ("key_taken", issued.public_key == asked.public_key),
-            ("node_key_taken", node_key == request.node_key),
-        ):
-            if taken:
-                raise RefusalError(
-                    rule,
-                    f"`{name}` has a valid certificate; if this is to take its place, run  "
-                    f"fedattn federation revoke {folder} {name}  first",
-                )
-    begin, days = _validity(authority, at, valid_days)
-    certificate = certify(
-        authority, request.request.encode(), asked.name, Randomness.from_os(), at=begin,
-        valid_days=days
-    )  # fmt: skip
-    approval = Approval(
-        name=asked.name, certificate=certificate.decode(), node_key=request.node_key
-    )
-    if old is not None:
-        set_aside(old, at=at)
-    path = folder / ISSUED / f"{asked.name}.json"
-    write_new(path, as_json(approval))
-    return path
+    with one_writer(folder):
+        authority, asked = _open(folder, at), request.verified()
+        require_free(folder, request, revocations(folder, at=None).serials, at=at)
+        begin, days = _validity(authority, at, valid_days)
+        certificate = certify(
+            authority, request.request.encode(), asked.name, Randomness.from_os(), at=begin,
+            valid_days=days
+        )  # fmt: skip
+        approval = Approval(
+            name=asked.name, certificate=certificate.decode(), node_key=request.node_key
+        )
+        path = folder / ISSUED / f"{asked.name}.json"
+        if path.exists():
+            set_aside(path, at=at)
+        write_new(path, as_json(approval))
+        return path
 
 
 def approve_server(
@@ -168,77 +141,67 @@ def approve_server(
 
     RefusalError("server_taken") for another server than the one that devices were invited to.
     """
-    authority, host = _open(folder, at), request.verified()
-    mark = fingerprint(bytes.fromhex(request.server_key))
-    federation = read_federation(folder)
-    if federation.server_key not in (None, mark):
-        raise RefusalError(
-            "server_taken",
-            f"the federation has the server {federation.host} with another key; a server that "
-            "lost its key starts a new federation, or restores the key from its backup",
+    with one_writer(folder):
+        authority, host = _open(folder, at), request.verified()
+        mark = fingerprint(bytes.fromhex(request.server_key))
+        federation = read_federation(folder)
+        if federation.server_key not in (None, mark):
+            raise RefusalError(
+                "server_taken",
+                f"the federation has the server {federation.host} with another key; a server that "
+                "lost its key starts a new federation, or restores the key from its backup",
+            )
+        begin, days = _validity(authority, at, valid_days)
+        pem = request.request.encode()
+        certificate = certify_server(
+            authority, pem, host, Randomness.from_os(), at=begin, valid_days=days
         )
-    begin, days = _validity(authority, at, valid_days)
-    certificate = certify_server(
-        authority, request.request.encode(), host, Randomness.from_os(), at=begin, valid_days=days
-    )
-    path = folder / SERVERS / f"{host}.json"
-    if path.exists():
-        set_aside(path, at=at)
-    write_new(path, as_json(ServerApproval(certificate=certificate.decode())))
-    complete = federation.model_copy(
-        update={"host": host, "port": request.port, "server_key": mark}
-    )
-    for place in (folder, folder.parent / INVITATION):
-        if place.is_dir():
-            write_durably(place / FEDERATION, as_yaml(complete, INVITATION_COMMENT))
-    return path
+        path = folder / SERVERS / f"{host}.json"
+        if path.exists():
+            set_aside(path, at=at)
+        write_new(path, as_json(ServerApproval(certificate=certificate.decode())))
+        complete = federation.model_copy(
+            update={"host": host, "port": request.port, "server_key": mark}
+        )
+        for place in (folder, folder.parent / INVITATION):
+            if place.is_dir():
+                write_durably(place / FEDERATION, as_yaml(complete, INVITATION_COMMENT))
+        return path
 
 
 def revoke(
     folder: Path, name: str | None, *, at: datetime, valid_days: int = REVOCATION_DAYS
 ) -> Revocations:
-    """Take back the certificate of `name` (None: nobody's) in a new list with a later end.
+    """Take back all certificates of `name` (None: nobody's) in a new list with a later end.
 
+    Every certificate that was ever issued under the name: a renewed one is valid to its end, too.
     The new list replaces the one in the authority's folder, and in the invitation and the server
     that one party keeps beside it.
     """
-    authority, current = _open(folder, at), revocations(folder, at=None)
-    serials = set(current.serials)
-    if name is not None:
-        mine = [issued for issued in issued_members(folder) if issued.approval.name == name]
-        if not mine:
-            known = ", ".join(sorted(each.approval.name for each in issued_members(folder)))
-            raise RunError(f"{folder}: no certificate of `{name}`; there are: {known or 'none'}")
-        if mine[0].serial in serials:
-            raise RunError(f"{folder}: the certificate of `{name}` is revoked already")
-        serials.add(mine[0].serial)
-    number = current.number + 1
-    crl = make_revocations(authority, serials, number, at=at - _CLOCKS, valid_days=valid_days)
-    for place in (folder, folder.parent / INVITATION, folder.parent / "server"):
-        if (place / AUTHORITY).exists() and read(place / AUTHORITY) == authority.certificate:
-            write_durably(place / REVOKED, crl)
-    return read_revocations(crl, authority.certificate, at=at)
+    with one_writer(folder):
+        authority, current = _open(folder, at), revocations(folder, at=None)
+        serials = set(current.serials)
+        if name is not None:
+            issued = issued_members(folder)
+            mine = {each.serial for each in issued if each.approval.name == name}
+            if not mine:
+                known = ", ".join(sorted({each.approval.name for each in issued})) or "none"
+                raise RunError(f"{folder}: no certificate of `{name}`; there are: {known}")
+            if mine <= serials:
+                raise RunError(f"{folder}: the certificate of `{name}` is revoked already")
+            serials |= mine
+        number = current.number + 1
+        crl = make_revocations(authority, serials, number, at=at - _CLOCKS, valid_days=valid_days)
+        for place in (folder, folder.parent / INVITATION, folder.parent / "server"):
+            if (place / AUTHORITY).exists() and read(place / AUTHORITY) == authority.certificate:
+                write_durably(place / REVOKED, crl)
+        return read_revocations(crl, authority.certificate, at=at)
 
 
 def revocations(folder: Path, *, at: datetime | None) -> Revocations:
     """The list that lies in a folder, verified under the authority that is pinned there."""
     with about(folder / REVOKED):
         return read_revocations(read(folder / REVOKED), read(folder / AUTHORITY), at=at)
-
-
-def issued_members(folder: Path) -> list[Issued]:
-    """Every member's certificate that was issued last under its name, revoked ones included."""
-    made = []
-    authority = read(folder / AUTHORITY)
-    for path in sorted((folder / ISSUED).glob("*.json")):
-        approval = read_approval(path)
-        pem = approval.certificate.encode()
-        with about(path):
-            until = valid_until(pem)
-            member = read_member(pem, authority, at=until)
-        assert member.serial is not None  # a certificate's, not a request's
-        made.append(Issued(approval, path, member.public_key, member.serial, until))
-    return made
 
 
 def describe(request: MemberRequest | ServerRequest) -> list[tuple[str, str]]:

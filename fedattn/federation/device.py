@@ -11,6 +11,7 @@ from fedattn.certificates import (
     read_member,
     read_request,
     sign_request,
+    valid_until,
 )
 from fedattn.errors import ProtocolError, RunError
 from fedattn.federation.authority import authority_fingerprint, revocations
@@ -111,7 +112,8 @@ def join(
 def install(folder: Path, path: Path, *, at: datetime, force: bool = False) -> None:
     """Keep the certificate of an approval, if it is for this device and of its authority.
 
-    RunError naming the reason: foreign, expired, revoked, for another identity, node key or name.
+    RunError naming the reason: foreign, expired, revoked, for another identity, node key or name,
+    or (but with `force`) no later end than the valid one that is here.
     """
     require_kind(folder, "device")
     approval = read_approval(path)
@@ -132,7 +134,8 @@ def install(folder: Path, path: Path, *, at: datetime, force: bool = False) -> N
     if kept.exists():
         if read(kept) == pem:
             return
-        if not force and _is_good(read(kept), authority, at, revoked):
+        is_renewal = valid_until(read(kept)) < valid_until(pem)  # both are for this device's keys
+        if not (is_renewal or force) and _is_good(read(kept), authority, at, revoked):
             raise RunError(f"{kept}: exists and is valid; --force puts the new one in its place")
         set_aside(kept, at=at)
     write_new(kept, pem)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -173,13 +174,25 @@ def as_yaml(document: BaseModel, comment: str) -> bytes:
 
 
 def require_host(host: str) -> None:
-    """RunError unless a certificate can name the host."""
+    """RunError unless a certificate can name the host and a SuperNode can be told of it."""
     from cryptography.hazmat.primitives.asymmetric import ec
 
+    if _is_ipv6(host):
+        raise RunError(
+            f"--host {host}: an IPv6 address is not possible here; give a name that stands for it"
+        )
     try:
         make_server_request(ec.derive_private_key(1, ec.SECP256R1()), host)
     except ProtocolError as error:
         raise RunError(f"--host {host}: {error}") from None
+
+
+def _is_ipv6(host: str) -> bool:
+    """HOST:PORT is written without brackets everywhere: an IPv6 address would be misread."""
+    try:
+        return ip_address(host.strip("[]")).version == 6
+    except ValueError:
+        return False
 
 
 def require_words(**values: str) -> None:

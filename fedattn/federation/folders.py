@@ -130,13 +130,19 @@ def make_way(folder: Path, names: Iterable[str], *, force: bool, at: datetime) -
         set_aside(folder / name, at=at)
 
 
-def set_aside(path: Path, *, at: datetime) -> Path:
-    """Rename a file to NAME.old-TIME, the first such name that is free."""
+def old_name(path: Path, *, at: datetime) -> Path:
+    """Where an older version of a file is kept: NAME.old-TIME, the first such that is free."""
     stem = f"{path.name}.old-{at:%Y%m%dT%H%M%SZ}"
     aside, count = path.with_name(stem), 1
     while os.path.lexists(aside):
         count += 1
         aside = path.with_name(f"{stem}-{count}")
+    return aside
+
+
+def set_aside(path: Path, *, at: datetime) -> Path:
+    """Rename a file to its `old_name`."""
+    aside = old_name(path, at=at)
     try:
         path.rename(aside)
     except OSError as error:

@@ -6,6 +6,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final
 
+from cryptography import x509
+
 from fedattn.certificates import (
     Member,
     later_revocations,
@@ -14,6 +16,7 @@ from fedattn.certificates import (
     read_member,
     read_server,
     require_authority,
+    valid_until,
 )
 from fedattn.durable import write_durably
 from fedattn.errors import ProtocolError, RefusalError
@@ -48,6 +51,7 @@ from fedattn.federation.folders import (
     about,
     make_folder,
     make_way,
+    old_name,
     read,
     require_kind,
     set_aside,
@@ -151,7 +155,8 @@ def admit(folder: Path, path: Path, *, at: datetime, force: bool = False) -> App
     """Let a member's node register: keep its approval, verified, in admitted/.
 
     RefusalError("name_taken" | "node_key_taken") while another approval holds the name or the node
-    key and is neither revoked nor expired; `force` lets a newer one take the name's place.
+    key and is neither revoked nor expired, unless this one renews it; `force` lets another one
+    take the name's place. The approval before it is kept as NAME.json.old-TIME.
     """
     require_kind(folder, "server")
     approval = read_approval(path)
@@ -162,27 +167,32 @@ def admit(folder: Path, path: Path, *, at: datetime, force: bool = False) -> App
             return approval
         if other.node_key == approval.node_key and other.name != approval.name:
             raise RefusalError("node_key_taken", f"{path}: `{other.name}` has that node key")
-        if other.name == approval.name and not force:
+        is_renewal = renews(approval, other)
+        if other.name == approval.name and not (is_renewal or force):
             raise RefusalError(
                 "name_taken",
                 f"{path}: another `{other.name}` is admitted; --force renames its file",
             )
-    make_way(folder / ADMITTED, (kept.name,), force=True, at=at)
-    write_new(kept, as_json(approval))
+    if kept.exists():
+        write_new(old_name(kept, at=at), read(kept))
+    # replaced at one stroke: a running server shuts out for good whose approval it does not find
+    write_durably(kept, as_json(approval))
     return approval
 
 
-def admitted(folder: Path, *, at: datetime) -> list[Approval]:
+def admitted(folder: Path, *, at: datetime | None) -> list[Approval]:
     """The members that may connect: approved, not revoked, not expired, by name.
 
+    `at=None` judges no date: these keep their place on the server, to come back when renewed.
     RunError if the list of revoked certificates is missing, expired or foreign.
     """
     revoked = revocations(folder, at=at).serials
     found_, authority = [], read(folder / AUTHORITY)
     for path in sorted((folder / ADMITTED).glob("*.json")):
         approval = read_approval(path)
+        pem = approval.certificate.encode()
         try:
-            read_member(approval.certificate.encode(), authority, at=at, revoked=revoked)
+            read_member(pem, authority, at=at or valid_until(pem), revoked=revoked)
         except ProtocolError:
             continue
         found_.append(approval)
@@ -214,6 +224,18 @@ def require_bound(member: Member, approval: Approval) -> Member:
     if member.node_key_sha256 != node_key_sha256(approval.node_key.encode()):
         raise ProtocolError("certificate.node_key", "names another node key than the approval")
     return member
+
+
+def renews(new: Approval, old: Approval) -> bool:
+    """Whether `new` is for the keys and the name of `old`, and ends later; both were verified."""
+    first, second = (
+        x509.load_pem_x509_certificate(each.certificate.encode()) for each in (old, new)
+    )
+    return (
+        (old.name, old.node_key) == (new.name, new.node_key)
+        and first.public_key() == second.public_key()
+        and first.not_valid_after_utc < second.not_valid_after_utc
+    )
 
 
 def read_invitation(folder: Path, *, at: datetime) -> tuple[Federation, bytes, bytes]:

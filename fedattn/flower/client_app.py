@@ -33,7 +33,7 @@ app = ClientApp()
 DEVICES_VARIABLE = "FEDATTN_DEVICES"
 POLICY_FILE = "policy.yaml"
 _log = logging.getLogger(__name__)
-_STATE = "fedattn-round"
+ROUND_RECORD = _STATE = "fedattn-round"  # in context.state, while a round is open
 _Handler = Callable[[Message, Context], Message]
 
 
@@ -126,6 +126,7 @@ def upload(message: Message, context: Context) -> Message:
     device, instruction, state = _resume(message, context)
     vector = wire.vector(message, instruction.dimension)
     _require_witnesses(message, context, instruction)
+    client.check_upload(state, device.identity, wire.field(message, "message"))
     result = device.train(instruction, vector)
     rounding = device.randomness("rounding", str(instruction.round))
     index = instruction.roster.index(device.identity.public_bytes) + 1

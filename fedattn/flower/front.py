@@ -3,7 +3,8 @@
 Flower serves its Control, Runtime and Fleet APIs on one port, and the first two trust whoever
 reaches them. So the SuperLink listens on 127.0.0.1, and this process, on the port that the world
 sees, passes on POSTs to one path of `/v1/fleet/` and answers everything else with an empty 404.
-Bodies stream through and are limited; TLS is 1.2 or newer.
+Bodies stream through and are limited by path; TLS is 1.2 or newer. Unlike nginx it closes no idle
+connection that never asked: where the world reaches it, it must have been chosen (`front: python`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,12 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Mount
 from starlette.types import Receive, Scope, Send
 
-from fedattn.flower.deployment.folders import MAX_BODY_MB, open_server
+from fedattn.flower.deployment.folders import (
+    MAX_BODY_MB,
+    MAX_OBJECT_MB,
+    OBJECT_PATH,
+    open_server,
+)
 from fedattn.flower.deployment.loopback import CERTIFICATE
 
 PATHS: Final = re.compile(rb"/v1/fleet/[a-z-]+")
@@ -42,8 +48,8 @@ class _TooLargeError(Exception):
 class Front:
     """The ASGI application: a reverse proxy for one prefix."""
 
-    def __init__(self, client: httpx.AsyncClient, *, max_body_mb: int = MAX_BODY_MB) -> None:
-        self._client, self._max_body = client, max_body_mb << 20
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self._client = client
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -58,11 +64,12 @@ class Front:
         headers = [
             (name, value) for name, value in request.headers.items() if name not in _NOT_FORWARDED
         ]
+        most = (MAX_OBJECT_MB if path == OBJECT_PATH else MAX_BODY_MB) << 20
         try:
-            if int(request.headers.get("content-length", "0")) > self._max_body:
+            if int(request.headers.get("content-length", "0")) > most:
                 return Response(status_code=413)
             asked = self._client.build_request(
-                "POST", path, headers=headers, content=self._body(request)
+                "POST", path, headers=headers, content=_body(request, most)
             )
             answer = await self._client.send(asked, stream=True)
         except _TooLargeError:
@@ -85,13 +92,15 @@ class Front:
         kept = {name: value for name, value in answer.headers.items() if name not in _NOT_FORWARDED}
         return StreamingResponse(stream(), answer.status_code, kept)
 
-    async def _body(self, request: Request) -> AsyncIterator[bytes]:
-        seen = 0
-        async for piece in request.stream():
-            seen += len(piece)
-            if seen > self._max_body:
-                raise _TooLargeError
-            yield piece
+
+async def _body(request: Request, most: int) -> AsyncIterator[bytes]:
+    """The request's body as it comes; _TooLargeError beyond `most` bytes."""
+    seen = 0
+    async for piece in request.stream():
+        seen += len(piece)
+        if seen > most:
+            raise _TooLargeError
+        yield piece
 
 
 def make_app(superlink: str, certificate: Path) -> Starlette:
@@ -131,6 +140,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         server_header=False,
         date_header=False,
         timeout_keep_alive=75,
+        timeout_graceful_shutdown=5,  # whoever keeps a request open does not keep this process
         limit_concurrency=_MAX_CONNECTIONS,
         log_config=None,
     )

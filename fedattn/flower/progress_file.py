@@ -8,6 +8,7 @@ from a device's data; it is the server's own, and no part of the guarantee rests
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from fedattn.errors import FedattnError
+from fedattn.errors import FedattnError, RunError
 from fedattn.flower.observer import Observer, RoundSummary
 
 PROGRESS_FILE: Final = "progress.jsonl"
@@ -27,8 +28,13 @@ class FileObserver:
 
     def __init__(self, run_dir: Path) -> None:
         self._stop = run_dir / STOP_FILE
-        self._stop.unlink(missing_ok=True)  # it asked an earlier process, before a resume
         self._file = (run_dir / PROGRESS_FILE).open("a", encoding="utf-8")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            raise RunError(f"{run_dir}: this run is under way; wait for it, or stop it") from None
+        self._stop.unlink(missing_ok=True)  # it asked an earlier process, before a resume
 
     def __enter__(self) -> Self:
         return self

@@ -8,7 +8,9 @@ because Flower would send an exception's text to the server. The log names messa
 never data.
 
 Round secrets lie in the SuperNode's memory between messages, what the device spent on its disk:
-either process may be killed, and the open round goes on without this device.
+either process may be killed, and the open round goes on without this device. A reply leaves before
+the SuperNode has the state that belongs to it; so this process goes on with an open round only from
+the state in which it left that round itself, or one stage could be answered twice.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Final
 
-from flwr.app import Context, Message
+from flwr.app import ConfigRecord, Context, Message
 from flwr.common.constant import SubStatus
 from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
 from flwr.supercore.constant import TaskType
@@ -60,6 +62,7 @@ class Runner:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._stop = threading.Event()
+        self._left: dict[int, bytes] = {}  # run id -> hash of the open round
 
     def stop(self) -> None:
         """Finish the task under way, if any, and return from `run`."""
@@ -108,15 +111,28 @@ class Runner:
                     heartbeat.stop()
 
     def answer(self, message: Message, context: Context, bundle: bytes) -> Message:
-        """The reply of the installed ClientApp, or a refusal that names a rule and nothing else."""
+        """The reply of the installed ClientApp, or a refusal that names a rule and nothing else.
+
+        A round that `context` has open is dropped from it if another state of it was left here, or
+        none: another process's, an older one, one of which a message was refused before the app.
+        """
+        run, rounds = message.metadata.run_id, context.state.config_records
+        left = self._left.pop(run, None)
         try:
+            from fedattn.flower.client_app import ROUND_RECORD, app
+
+            if ROUND_RECORD in rounds and _hash(rounds[ROUND_RECORD]) != left:
+                _log.warning("an open round was not left by this process as it is: it ends here")
+                del rounds[ROUND_RECORD]
             name = hashlib.sha256(bundle).hexdigest()
             if name not in allowed_bundles(self.folder):
                 _log.warning("bundle %s is not in app_hashes of policy.yaml: refused", name)
                 raise RefusalError("app_hash", "this bundle is not in the device's policy")
-            from fedattn.flower.client_app import app
-
-            return app(message=message, context=context)
+            reply = app(message=message, context=context)
+            rounds = context.state.config_records
+            if ROUND_RECORD in rounds:
+                self._left[run] = _hash(rounds[ROUND_RECORD])
+            return reply
         except RefusalError as error:
             rule = error.rule
         except ConfigError as error:
@@ -173,6 +189,10 @@ def _beat(client: RuntimeHttpClient) -> bool:
     except Exception:
         return False
     return True
+
+
+def _hash(record: ConfigRecord) -> bytes:
+    return hashlib.sha256(repr(sorted(record.items())).encode()).digest()
 
 
 def _kind(error: Exception) -> str:

@@ -13,9 +13,10 @@ created-by         what started the run
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from flwr.app import Context
@@ -43,6 +44,7 @@ def main(grid: Grid, context: Context) -> None:
         if given.get("created-by") == DEPLOYMENT:
             # a SuperLink's ServerApp is alone in its process: who watches reads a file
             observer = closed.enter_context(FileObserver(run_dir))
+            closed.enter_context(_alone(Path(_text(given, "server-key")).parent))
         Training(
             grid,
             config_from_json(_text(given, "config-json")),
@@ -63,10 +65,21 @@ def _terms(given: Mapping[str, str]) -> Terms:
         authority_held_by=_text(given, "authority-held-by"),
         created_by=given.get("created-by", "") or "flower",
         nodes=_nodes(Path(nodes)) if nodes else None,
-        revoked=_read(Path(revoked)) if revoked else b"",
+        revoked=_revoked(Path(revoked)) if revoked else b"",
         is_resumed=resume == "yes",
         counters=_lasting_counters(given),
     )
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One run at a time: devices count their rounds, and two at once refuse each other's counts."""
+    with (folder / "run.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(f"{folder}: another run of this server is under way; wait") from None
+        yield
 
 
 def _lasting_counters(given: Mapping[str, str]) -> Path | None:
@@ -80,6 +93,13 @@ def _text(given: Mapping[str, str], key: str) -> str:
     if not given.get(key):
         raise RunError(f"run config: {key} is missing; start runs with `fedattn`, which sets it")
     return given[key]
+
+
+def _revoked(path: Path) -> bytes:
+    held = _read(path)
+    if not held:  # cut short: who was revoked is not known, which is not nobody
+        raise RunError(f"{path}: is empty; bring the authority's list of revoked certificates")
+    return held
 
 
 def _read(path: Path) -> bytes:

@@ -142,9 +142,11 @@ class Training:
             outcome = self._train()
         except KeyboardInterrupt as error:
             outcome, interruption = "interrupted", error
-        self._close(outcome)
         if interruption is not None:
+            with suppress(LedgerError):  # interrupted in an append: whole, and to be resumed
+                self._close(outcome)
             raise interruption  # asked twice to stop: the ledger is whole, the rest is not done
+        self._close(outcome)
         self._report()
 
     def _train(self) -> Outcome:
@@ -196,6 +198,7 @@ class Training:
             start_sha256=self.held.start_sha256,
             model_sha256=self.held.sha256,
             dimension=self.held.dimension,
+            run=self.ledger.entries[0].hash,
             ledger_head=self.ledger.head,
             roster=tuple(member.key for member in cohort),
             event=self.event,
@@ -223,7 +226,8 @@ class Training:
             self._abort(number, intent, "decode", "decode", str(error))
             return None
         except KeyboardInterrupt:
-            self._abort(number, intent, runner.current_stage, "interrupted", "interrupted")
+            with suppress(LedgerError):
+                self._abort(number, intent, runner.current_stage, "interrupted", "interrupted")
             raise
         except Exception as error:
             with suppress(LedgerError):  # an intent without an outcome is spent all the same
@@ -268,7 +272,7 @@ class Training:
             released=len(standing.released_rounds),
             aborted=standing.aborted,
             skipped=standing.skipped,
-            model_sha256=self.held.sha256,
+            model_sha256=standing.model,  # (held may be one behind: Ctrl-C after a release)
         )
         self.ledger.append("close", closed)
 

@@ -103,4 +103,7 @@ def vector(message: Message, dimension: int) -> Floats:
     array = None if arrays is None else arrays.get("vector")
     if array is None or array.dtype != "float32" or tuple(array.shape) != (dimension,):
         raise ProtocolError("wire", f"a message lacks the model vector ({dimension},) float32")
-    return np.array(array.numpy(), np.float32)
+    values = np.array(array.numpy(), np.float32)
+    if values.shape != (dimension,):  # (what was checked is what the sender says of it)
+        raise ProtocolError("wire", f"a message lacks the model vector ({dimension},) float32")
+    return values

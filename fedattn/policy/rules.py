@@ -13,6 +13,8 @@ Nothing here reads private data. Each rule has a stable name, which is all that 
     start_model      a model to start from that is not allowed or not the one installed
     dimension        not that of the installed model
     event            a cost that is not what the config makes of a round
+    work             more computing than allowed
+    mechanism        numbers that the codec cannot encode
     replay           answered before
     participations   taken part as often as it may
     budget           epsilon would pass its budget
@@ -25,7 +27,7 @@ from dataclasses import replace
 
 from fedattn.config import Config, Row
 from fedattn.device_ledger import Answer, Lines
-from fedattn.errors import PrivacyError, RefusalError
+from fedattn.errors import PrivacyError, RefusalError, UpdateError
 from fedattn.instruction import Instruction
 from fedattn.policy.shape import Limits, Policy
 from fedattn.privacy.events import Event, GaussianSum, SkellamSum, round_event
@@ -56,6 +58,19 @@ def check_round(instruction: Instruction, dimension: int) -> None:
         raise RefusalError("event", "is not what the config makes of a round")
 
 
+def check_mechanism(instruction: Instruction) -> None:
+    """RefusalError for a codec or a protocol that this device could not follow to the end.
+
+    To be called for a roster and cohort that were checked; what fails here would else fail after
+    data were read and the spend was written.
+    """
+    try:
+        instruction.codec.require_encodable()
+        _ = instruction.spec
+    except (UpdateError, PrivacyError):
+        raise RefusalError("mechanism", "cannot be computed on this device") from None
+
+
 def check_cohort(instruction: Instruction) -> None:
     """RefusalError for a roster of a size that the instruction's own config does not allow."""
     secagg, n = instruction.config.secagg, len(instruction.roster)
@@ -70,6 +85,12 @@ def check_replay(instruction: Instruction, lines: Lines) -> None:
     """RefusalError for an instruction that was answered before."""
     if instruction.sha256.hex() in lines.answered:
         raise RefusalError("replay", "this instruction was answered before")
+    # A server that rewinds its ledger could run a round again and show an auditor one of the two.
+    if any(
+        answer.run == instruction.run and answer.round >= instruction.round
+        for answer in lines.accepted
+    ):
+        raise RefusalError("replay", "this run's round, or a later one, was answered before")
 
 
 def check_spend(policy: Policy, instruction: Instruction, spent: Sequence[Answer]) -> None:
@@ -141,6 +162,14 @@ def _check_limits(limits: Limits, seed: int | None, instruction: Instruction) ->
             "clip_norm",
             f"{privacy.clip_norm:g} is above this device's most, {limits.max_clip_norm:g}",
         )
+    examples = privacy.unit == "client" and config.train.expected_batch_size
+    steps, clients = config.train.local_steps, config.data.clients
+    if steps > limits.max_local_steps or steps * (examples or 1) > limits.max_examples:
+        raise RefusalError("work", "more local steps, or examples in them, than this device allows")
+    if clients > limits.max_clients:
+        raise RefusalError(
+            "cohort", f"{clients} clients are above this device's most, {limits.max_clients}"
+        )
     if secagg.threshold < limits.min_cohort:
         raise RefusalError(
             "cohort",
@@ -161,7 +190,7 @@ def _check_agreed_spend(instruction: Instruction, spent: Sequence[Answer]) -> No
     config = instruction.config
     if len(spent) >= participations(config):
         raise RefusalError("participations", "this device has taken part as often as it may")
-    events = [*(answer.event for answer in spent), instruction.event]
+    events = life_events([*spent, answer_to(instruction)])
     try:
         passed = passed_budgets(config, instruction.dimension, events)
     except PrivacyError:
@@ -174,6 +203,7 @@ def answer_to(instruction: Instruction) -> Answer:
     """What the device's ledger says of an instruction."""
     return Answer(
         instruction=instruction.sha256.hex(),
+        run=instruction.run,
         round=instruction.round,
         config=instruction.config.sha256(),
         mode=mode_of(instruction.config),

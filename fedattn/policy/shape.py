@@ -74,6 +74,10 @@ class Limits(Section):
     max_clip_norm: Positive = 1.0
     min_cohort: Count = 5
     min_colluding: Annotated[int, Field(ge=0)] = 1
+    # what a server may make this device compute; without a bound it could stop it for days
+    max_local_steps: Count = 1_000
+    max_examples: Count = 100_000  # of all local steps of a round, where clients are protected
+    max_clients: Count = 100_000  # of the federation
     model_starts: Annotated[list[str], Field(min_length=1)] = ["public"]  # noqa: RUF012
 
     @model_validator(mode="after")
@@ -106,6 +110,7 @@ class Policy(Section):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     threads: Annotated[int, Field(ge=0)] = 0
     max_batch_bytes: Count | None = None
+    max_physical_batch: Count = 64
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] | None = None  # for tests: NOT PRIVATE
 
     @model_validator(mode="after")
@@ -130,6 +135,7 @@ class Policy(Section):
             "device": self.device,
             "threads": self.threads,
             "max_batch_bytes": self.max_batch_bytes,
+            "max_physical_batch": self.max_physical_batch,
         }
 
     def save(self, path: Path) -> None:
@@ -187,9 +193,13 @@ limits:
   max_clip_norm: {max_clip_norm:g}  # the most that one conversation (or client) may move a sum
   min_cohort: {min_cohort}  # devices that must be left in a sum before it may be opened
   min_colluding: {min_colluding}  # devices that may collude with the server without harm, at least
+  max_local_steps: {max_local_steps}  # steps in a round
+  max_examples: {max_examples}  # examples in them, in modes that protect clients
+  max_clients: {max_clients}  # devices of a federation
   model_starts: [public]  # models to start from: `public`, or paths of files on this device
 
 device: auto  # auto: the first GPU if there is one; cpu; cuda:N
 threads: 0  # of the CPU; 0: torch's own choice
 max_batch_bytes: null  # memory ceiling of one batch on its device; null: none
+max_physical_batch: 64  # conversations computed at once, at most
 """

@@ -99,7 +99,7 @@ def life_epsilon(events: Sequence[Event], row: Row, delta: float) -> float:
     families = [family for family in (gaussian, skellam) if family]
     try:
         epsilon = sum(spend(each, (delta - failures) / len(families)).epsilon for each in families)
-    except PrivacyError:
+    except (PrivacyError, ArithmeticError, MemoryError):
         return math.inf  # more than can be priced
     if epsilon > EPSILON_LIMIT or not _is_sampler_exact_enough(events, row, epsilon, delta):
         return math.inf

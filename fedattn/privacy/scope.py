@@ -24,6 +24,8 @@ def assumptions(config: Config, authority_held_by: str | None = None) -> Sentenc
     return (
         _devices(config),
         *_server(config),
+        "The server ran no rounds beside those of this ledger, in a run that it shows to nobody; "
+        "devices count those, too, and answer no round of a run twice.",
         "Noise and sampling came from the operating system's entropy and were kept secret.",
         *_secure_aggregation(config, authority_held_by),
         _arithmetic(config),

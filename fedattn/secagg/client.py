@@ -167,6 +167,12 @@ def upload(
     return after, message
 
 
+def check_upload(state: ClientState, identity: SigningKey, mailbox: bytes) -> None:
+    """Raise whatever `upload` would raise of these, before there is a vector to send."""
+    _begin(state, identity, Stage.UPLOAD)
+    shown.read_mailbox(state, mailbox)
+
+
 def confirm(
     state: ClientState, identity: SigningKey, survivors: bytes, statement: bytes
 ) -> tuple[ClientState, bytes]:

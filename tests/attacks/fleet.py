@@ -62,6 +62,7 @@ class Fleet:
         config: Config = changes.get("config", self.config)
         fields = {
             "config": config,
+            "run": "00" * 32,
             "round": round_,
             "start_sha256": self.start,
             "model_sha256": released_sha256(self.start, self.vector),

@@ -108,10 +108,26 @@ def test_sending_upload_twice_trains_once(fleet):
     fields = play.fields("upload", 1)
     first = fleet.say(1, "upload", **fields)
     assert isinstance(first, bytes)
-    assert fleet.say(1, "upload", **fields) == "accepted"
+    assert fleet.say(1, "upload", **fields) == "stage"
     assert fleet.spent(1) == ["accepted", "spent"]
     assert not fleet.holds_round(1)  # whoever was asked twice says no more in this round
     assert fleet.say(1, "unmask", **fields) == "stage"
+
+
+@pytest.mark.parametrize("mailbox", [b"", b"\0" * 200])
+def test_packets_that_cannot_be_used_are_refused_before_data_are_read(fleet, mailbox):
+    play = Play(fleet).until("upload")
+    fields = {**play.fields("upload", 1), "message": mailbox}
+    assert fleet.say(1, "upload", **fields) == "decode"
+    assert fleet.spent(1) == ["accepted"]
+
+
+def test_an_upload_before_its_turn_is_refused_before_data_are_read(fleet):
+    play = Play(fleet)
+    play.stage("advertise")
+    fields = {"instruction": play.name, "message": b"", "vector": fleet.vector, "witnesses": b""}
+    assert isinstance(fleet.say(1, "upload", **fields), str)
+    assert fleet.spent(1) == ["accepted"]
 
 
 @pytest.mark.parametrize("stage", ["share", "confirm", "unmask"])

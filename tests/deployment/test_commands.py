@@ -10,6 +10,7 @@ import ssl
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,8 +28,13 @@ from fedattn.flower.deployment.folders import (
 from fedattn.flower.deployment.loopback import ensure_loopback_certificate
 from fedattn.flower.deployment.processes import names, prepare, write_nginx_conf
 from fedattn.flower.supernode import LOOP, poll_every
+from tests.ops_files import blocks, parse_nginx
 
 SERVER = ServerFolder(Path("/srv/federation"), "chat.example", 8443, 9092, "the university")
+_PATHS = (
+    *("pid", "client_body_temp_path", "proxy_temp_path", "fastcgi_temp_path", "uwsgi_temp_path"),
+    *("scgi_temp_path", "ssl_certificate", "ssl_certificate_key", "proxy_ssl_trusted_certificate"),
+)
 DEVICE = DeviceFolder(Path("/var/device"), "chat.example", 8443, "ann", 0.5)
 
 
@@ -64,7 +70,7 @@ def test_a_supernode_verifies_the_server_and_leaves_the_code_to_the_runner():
     "command",
     [
         commands.superlink(SERVER),
-        commands.front(SERVER),
+        commands.front(replace(SERVER, front="python")),
         commands.supernode(DEVICE, 1),
         commands.runner(DEVICE),
     ],
@@ -96,18 +102,67 @@ def test_a_front_that_is_asked_for_and_missing_is_refused(monkeypatch):
     wanted = ServerFolder(Path("/srv"), "h", 1, 2, "", "nginx")
     with pytest.raises(RunError, match="front is nginx, which is not installed; install it"):
         commands.front(wanted)
-    assert "fedattn.flower.front" in commands.front(SERVER).argv
 
 
-def test_nginx_keeps_every_path_in_the_servers_folder(tmp_path):
-    folder = ServerFolder(tmp_path, "h", 8443, 9092, "")
-    text = write_nginx_conf(folder).read_text()
-    lines = [line.strip() for line in text.splitlines() if not line.strip().startswith("#")]
-    paths = [word.rstrip(";") for line in lines for word in line.split() if word.startswith("/")]
-    inside = [path for path in paths if path.startswith(str(tmp_path))]
-    assert len(inside) == 9
-    assert set(paths) - set(inside) == {"/"}  # location / { return 404 }
-    assert not [line for line in lines if line.startswith("user ")]
+@pytest.mark.parametrize("listen", ["0.0.0.0", "192.0.2.7", "::", "10.127.0.1"])
+def test_fedattns_own_front_is_for_the_world_only_if_it_was_chosen(monkeypatch, listen):
+    """It sheds no idle connection: a thousand of them, and no device gets through."""
+    monkeypatch.setattr(commands, "find_nginx", lambda: None)
+    open_to_all = replace(SERVER, listen=listen)
+    with pytest.raises(RunError, match=r"install nginx, or say `front: python` in server\.yaml"):
+        commands.front(open_to_all)
+    chosen = commands.front(replace(open_to_all, front="python"))
+    assert "fedattn.flower.front" in chosen.argv
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1", "127.1.2.3", "localhost", "::1"])
+def test_without_nginx_fedattns_own_front_serves_loopback(monkeypatch, listen):
+    monkeypatch.setattr(commands, "find_nginx", lambda: None)
+    assert "fedattn.flower.front" in commands.front(replace(SERVER, listen=listen)).argv
+
+
+def _words(directives: list[dict]) -> list[str]:
+    """Every argument in an nginx.conf."""
+    found = []
+    for each in directives:
+        found += [*each["args"], *_words(each.get("block", []))]
+    return found
+
+
+@pytest.mark.parametrize("name", ["server", "a server's own folder"])
+def test_nginx_keeps_every_path_in_the_servers_folder(tmp_path, name):
+    folder = ServerFolder(tmp_path / name, "h", 8443, 9092, "")
+    folder.path.mkdir()
+    write_nginx_conf(folder)
+    parsed = parse_nginx(folder.path / "front" / "nginx.conf")
+    paths = [word for each in blocks(parsed, *_PATHS) for word in each["args"]]
+    assert len(paths) == 9
+    assert all(path.startswith(f"{folder.path}/") for path in paths)
+    assert not list(blocks(parsed, "user"))
+    places = [each["args"][-1] for each in blocks(parsed, "location")]
+    absolute = [word for word in _words(parsed) if word.startswith("/")]
+    assert set(absolute) - set(places) == set(paths)
+
+
+@pytest.mark.skipif(commands.find_nginx() is None, reason="no nginx is installed")
+def test_nginx_takes_a_folder_with_a_space(tmp_path):
+    folder = ServerFolder(tmp_path / "a server's own folder", "h", 8443, 9092, "")
+    folder.path.mkdir()
+    ensure_loopback_certificate(folder.path)
+    for name, kind in (("tls.pem", "loopback.pem"), ("tls-key.pem", "loopback-key.pem")):
+        (folder.path / name).write_bytes((folder.path / kind).read_bytes())
+    argv = prepare(folder, "front").argv
+    done = subprocess.run([*argv, "-t", "-q"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("odd", ['"', ";", "{", "}", "$", "\n", "\\"])
+def test_a_path_that_nginx_would_read_as_something_else_is_refused(tmp_path, odd):
+    folder = ServerFolder(tmp_path / f"a{odd}b", "h", 8443, 9092, "")
+    folder.path.mkdir()
+    with pytest.raises(RunError, match=r"nginx cannot take a path with .*; move the folder, or"):
+        write_nginx_conf(folder)
+    assert not (folder.path / "front").exists()
 
 
 def test_only_what_a_folder_has_can_be_started(tmp_path):

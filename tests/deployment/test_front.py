@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import http.client
+import secrets
 import socket
 import ssl
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
+from flwr.app import Metadata
+from flwr.app.message.message import make_message, remove_content_from_message
+from flwr.common.serde import message_to_proto
+from flwr.proto.fleet_pb2 import PushMessagesRequest
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 
 from fedattn.flower.deployment import commands
-from fedattn.flower.deployment.folders import ServerFolder
+from fedattn.flower.deployment.folders import MAX_BODY_MB, MAX_OBJECT_MB, ServerFolder
 from fedattn.flower.deployment.loopback import CERTIFICATE, KEY, ensure_loopback_certificate
 from fedattn.flower.deployment.processes import prepare
+from fedattn.flower.wire import pack, pack_model
 from tests.deployment.loopback import free_port
 
 FRONTS = [
@@ -43,6 +52,7 @@ class Seen(BaseHTTPRequestHandler):
         answer = b"a fleet's answer"
         self.send_response(200)
         self.send_header("content-length", str(len(answer)))
+        self.send_header("connection", "close")  # or it would answer after it went away
         self.end_headers()
         self.wfile.write(answer)
 
@@ -71,15 +81,17 @@ class Served:
         folder: ServerFolder,
         requests: list[tuple[str, str, int]],
         server: ThreadingHTTPServer,
+        process: subprocess.Popen[bytes],
     ) -> None:
-        self.folder, self.requests, self.server = folder, requests, server
+        self.folder, self.requests = folder, requests
+        self.server, self.process = server, process
         self.trusted = ssl.create_default_context(cafile=str(folder.path / CERTIFICATE))
 
     def ask(
         self,
         method: str,
         path: str,
-        body: bytes | None = None,
+        body: bytes | Iterator[bytes] | None = None,
         headers: dict[str, str] | None = None,
     ) -> tuple[int, bytes]:
         """Status and body of one request."""
@@ -93,6 +105,13 @@ class Served:
         finally:
             connection.close()
 
+    def begin(self, path: str) -> ssl.SSLSocket:
+        """A request whose body never comes."""
+        plain = socket.create_connection(("127.0.0.1", self.folder.port), timeout=20)
+        secure = self.trusted.wrap_socket(plain, server_hostname="127.0.0.1")
+        secure.sendall(f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n".encode())
+        return secure
+
 
 @pytest.fixture
 def served(running) -> Served:
@@ -103,22 +122,27 @@ def served(running) -> Served:
 
 @pytest.fixture(scope="module", params=FRONTS)
 def running(request, tmp_path_factory) -> Iterator[Served]:
-    tmp_path = tmp_path_factory.mktemp("front")
-    folder = ServerFolder(
-        tmp_path, "127.0.0.1", free_port(), free_port(), "", request.param, "127.0.0.1"
-    )
+    with serve(request.param, tmp_path_factory.mktemp("front")) as served:
+        yield served
+
+
+@contextmanager
+def serve(kind: str, tmp_path: Path) -> Iterator[Served]:
+    """The front `kind` on loopback, from a folder in `tmp_path`."""
+    folder = ServerFolder(tmp_path, "127.0.0.1", free_port(), free_port(), "", kind, "127.0.0.1")
     ensure_loopback_certificate(tmp_path)
-    for name, kind in (("tls.pem", CERTIFICATE), ("tls-key.pem", KEY)):
-        (tmp_path / name).write_bytes((tmp_path / kind).read_bytes())
+    for name, made in (("tls.pem", CERTIFICATE), ("tls-key.pem", KEY)):
+        (tmp_path / name).write_bytes((tmp_path / made).read_bytes())
     (tmp_path / "server.yaml").write_text(
         f"host: 127.0.0.1\nport: {folder.port}\nsuperlink_port: {folder.superlink_port}\n"
-        f"front: {request.param}\n"
+        f"front: {kind}\n"
     )
     seen = type("SeenHere", (Seen,), {"requests": []})
     server = ThreadingHTTPServer(("127.0.0.1", folder.superlink_port), seen)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tmp_path / CERTIFICATE, tmp_path / KEY)
     server.socket = context.wrap_socket(server.socket, server_side=True)
+    server.handle_error = lambda *_: None  # type: ignore[method-assign] # bodies are cut off here
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     command = prepare(folder, "front")
@@ -126,7 +150,7 @@ def running(request, tmp_path_factory) -> Iterator[Served]:
         process = subprocess.Popen(command.argv, env=dict(command.env), stdout=log, stderr=log)
     try:
         _wait_for(folder.port, process, command.log)
-        yield Served(folder, seen.requests, server)
+        yield Served(folder, seen.requests, server, process)
     finally:
         process.terminate()
         process.wait(20)
@@ -193,10 +217,74 @@ def test_everything_else_is_an_empty_404_that_reaches_nobody(served, method, pat
     assert served.requests == []
 
 
-def test_a_body_beyond_the_limit_is_refused_before_it_is_sent(served):
-    headers = {"content-length": str(600 << 20)}
-    assert served.ask("POST", "/v1/fleet/push-object", b"", headers)[0] == 413
+@pytest.mark.parametrize(
+    ("path", "megabytes"),
+    [
+        ("/v1/fleet/push-object", MAX_OBJECT_MB),
+        ("/v1/fleet/push-messages", MAX_BODY_MB),
+        ("/v1/fleet/pull-messages", MAX_BODY_MB),
+        ("/v1/fleet/push-objects", MAX_BODY_MB),
+        ("/v1/fleet/anything-new", MAX_BODY_MB),
+    ],
+)
+def test_a_body_beyond_the_limit_is_refused_before_it_is_sent(served, path, megabytes):
+    headers = {"content-length": str((megabytes << 20) + 1)}
+    assert served.ask("POST", path, b"", headers)[0] == 413
     assert served.requests == []
+
+
+def test_a_body_of_unknown_length_is_cut_off_at_the_limit(served):
+    """Whoever sends it by chunks gets no whole one into the SuperLink's memory."""
+    pieces = iter([bytes(1 << 18)] * 8)  # 2 MB, the length not said
+    try:
+        status = served.ask("POST", "/v1/fleet/push-messages", pieces)[0]
+    except ConnectionError:  # told 413, and then the pipe was closed on the rest
+        status = 413
+    assert status == 413
+    assert not [size for _, _, size in served.requests if size > MAX_BODY_MB << 20]
+
+
+def test_a_reply_of_a_thousand_members_is_far_below_the_limit_of_push_messages():
+    """What goes there is hashes of parts: their number grows with the model's size alone."""
+    shares = {f"member-{n}": secrets.token_bytes(1000) for n in range(1000)}
+    vector = torch.zeros(30_000_000)  # 120 MB
+    reply = make_message(
+        Metadata(1, "f" * 64, 2, 1, "e" * 64, "", 1.0, 3600.0, "train"),
+        pack(model=pack_model(vector), **shares),
+    )
+    asked = PushMessagesRequest(
+        messages_list=[message_to_proto(remove_content_from_message(reply))],
+        message_object_trees=[get_object_tree(reply)],
+    )
+    assert 0 < asked.ByteSize() < 16_000 < MAX_BODY_MB << 20
+    parts = [len(part.deflate()) for part in get_all_nested_objects(reply).values()]
+    assert 1_000_000 < max(parts) < MAX_OBJECT_MB << 20
+
+
+def test_one_address_has_so_many_requests_under_way_and_no_more(served):
+    if served.folder.front == "python":
+        pytest.skip("fedattn's own front counts all connections together")
+    under_way = [served.begin("/v1/fleet/push-object") for _ in range(64)]
+    try:
+        deadline = time.monotonic() + 20
+        while served.ask("POST", "/v1/fleet/pull-messages", b"x")[0] != 503:  # as they arrive
+            assert time.monotonic() < deadline
+    finally:
+        for each in under_way:
+            each.close()
+    deadline = time.monotonic() + 20
+    while served.ask("POST", "/v1/fleet/pull-messages", b"x")[0] != 200:
+        assert time.monotonic() < deadline
+
+
+@pytest.mark.parametrize("kind", FRONTS)
+def test_whoever_keeps_a_request_open_does_not_keep_the_front_from_stopping(kind, tmp_path):
+    with serve(kind, tmp_path) as served:
+        under_way = served.begin("/v1/fleet/push-object")
+        assert served.ask("POST", "/v1/fleet/pull-messages", b"x")[0] == 200  # it arrived
+        served.process.terminate()
+        served.process.wait(12)
+        under_way.close()
 
 
 def test_plain_http_gets_no_word_of_an_answer(served):
@@ -223,7 +311,7 @@ def test_old_tls_is_refused(served):
 
 
 def test_a_superlink_that_is_away_is_a_bad_gateway(served):
-    """502 and 504 are what a SuperNode retries; any other status would end it."""
+    """502, 503 and 504 are what a SuperNode retries; any other status would end it."""
     served.server.shutdown()
     served.server.server_close()
     assert served.ask("POST", "/v1/fleet/pull-messages", b"x")[0] in (502, 504)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from fedattn.errors import EXIT_ABORTED, ThresholdError
+from fedattn.errors import EXIT_ABORTED, RunError, ThresholdError
 from fedattn.flower.observer import RoundSummary
 from fedattn.flower.progress_file import (
     PROGRESS_FILE,
@@ -17,6 +17,7 @@ from fedattn.flower.progress_file import (
     seconds_per_trip,
     tell,
 )
+from fedattn.flower.server_app import _alone
 
 SUMMARY = RoundSummary(1, True, 4, 1.5, None)
 
@@ -94,3 +95,21 @@ def test_trips_and_rounds_are_timed_from_first_message_to_last_reply():
     ]  # fmt: skip
     assert seconds_per_trip(entries) == [2.0]
     assert seconds_per_round(entries) == [8.0]
+
+
+def test_a_run_that_is_under_way_is_left_alone_by_a_second_process(tmp_path):
+    with FileObserver(tmp_path) as first:
+        (tmp_path / STOP_FILE).touch()
+        before = (tmp_path / PROGRESS_FILE).read_bytes()
+        with pytest.raises(RunError, match="this run is under way; wait for it, or stop it"):
+            FileObserver(tmp_path)
+        assert first.stop_requested()
+        assert (tmp_path / PROGRESS_FILE).read_bytes() == before
+
+
+def test_one_run_at_a_time_on_a_server(tmp_path):
+    refused = pytest.raises(RunError, match="another run of this server is under way")
+    with _alone(tmp_path), refused, _alone(tmp_path):
+        pass
+    with _alone(tmp_path):  # free again
+        pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import signal
@@ -14,15 +15,18 @@ from pathlib import Path
 
 import pytest
 import yaml
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.cli.build import build_fab_from_files
 from flwr.supercore.constant import TaskType
+from flwr.supercore.task_identity import TaskIdentity
 
 from fedattn.errors import RunError
 from fedattn.flower import wire
 from fedattn.flower.bundle import build_bundle, bundle_sha256
+from fedattn.flower.grid import EmbeddedGrid
 from fedattn.flower.runner import Runner
 from fedattn.policy import OwnData, Policy
+from tests.attacks.fleet import STAGES, Fleet, Play
 from tests.deployment.loopback import free_port
 from tests.deployment.node import Node
 from tests.federation import conversations, tiny, write
@@ -208,6 +212,94 @@ def test_a_second_runner_of_one_device_is_refused(runner, folder):
     time.sleep(0.2)
     with pytest.raises(RunError, match="another runner serves this device; stop it first"):
         Runner(folder).run()
+
+
+class Served:
+    """Four devices whose messages are answered by a runner each, as between two pushes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.fleet, self.bundle = Fleet(folder, train={"rounds": 8}), build_bundle()
+        self.allow(bundle_sha256())
+        self.runners = {node: Runner(folder) for node in self.fleet.nodes}
+        self.fleet.grid = EmbeddedGrid(self, self.fleet.nodes)  # type: ignore[arg-type]
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        return self.runners[context.node_id].answer(message, context, self.bundle)
+
+    def allow(self, *hashes: str) -> None:
+        policy = self.fleet.policy.model_copy(update={"app_hashes": list(hashes)})
+        policy.save(self.fleet.folder / "policy.yaml")
+
+    def restart(self, i: int) -> None:
+        self.runners[100 + i] = Runner(self.fleet.folder)
+
+    def whole_round(self, round_: int) -> None:
+        play = Play(self.fleet, self.fleet.instruction(round_))
+        for stage in STAGES:
+            play.stage(stage)
+
+
+@pytest.fixture
+def served(tmp_path) -> Served:
+    return Served(tmp_path)
+
+
+OTHERS = (2, 3, 4)
+
+
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_a_stage_is_answered_once_even_if_the_supernode_never_got_the_state_after_it(served, stage):
+    """The reply leaves first: if what follows it is lost, the older state must not answer again."""
+    fleet = served.fleet
+    play = Play(fleet, fleet.instruction(1)).until(stage)
+    before, fields = copy.deepcopy(fleet.grid._contexts[101]), play.fields(stage, 1)
+    reply = fleet.say(1, stage, **fields)
+    assert isinstance(reply, bytes)
+    fleet.grid._contexts[101] = before
+    assert fleet.holds_round(1)
+    assert fleet.say(1, stage, **fields) == "stage"
+    assert not fleet.holds_round(1)
+    play.take(stage, 1, reply)
+    play.stage(stage, OTHERS)
+    for later in STAGES[STAGES.index(stage) + 1 :]:
+        play.stage(later, OTHERS)  # the round goes on without it
+    served.whole_round(2)  # and the next one with it
+
+
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_a_runner_that_restarts_leaves_the_open_round_and_takes_part_in_the_next(served, stage):
+    fleet = served.fleet
+    play = Play(fleet, fleet.instruction(1)).until(stage)
+    served.restart(1)
+    assert fleet.say(1, stage, **play.fields(stage, 1)) == "stage"
+    for later in STAGES[STAGES.index(stage) :]:
+        play.stage(later, OTHERS)
+    served.whole_round(2)
+    served.restart(1)
+    served.whole_round(3)
+
+
+def test_a_message_refused_before_the_app_ends_the_open_round(served):
+    fleet = served.fleet
+    play = Play(fleet, fleet.instruction(1)).until("confirm")
+    served.allow("ab" * 32)
+    assert fleet.say(1, "confirm", **play.fields("confirm", 1)) == "app_hash"
+    served.allow(bundle_sha256())
+    assert fleet.say(1, "confirm", **play.fields("confirm", 1)) == "stage"
+
+
+def test_an_open_round_of_one_run_is_not_taken_for_that_of_another(served):
+    """Flower keeps one state for a series of runs."""
+    fleet = served.fleet
+    play = Play(fleet, fleet.instruction(1)).until("confirm")
+    before = copy.deepcopy(fleet.grid._contexts[101])
+    TaskIdentity.run_id = 2
+    try:
+        assert fleet.say(1, "confirm", **play.fields("confirm", 1)) == "stage"
+    finally:
+        TaskIdentity.run_id = 1
+    fleet.grid._contexts[101] = before
+    play.stage("confirm")
 
 
 def test_sigterm_ends_the_process_cleanly(folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -12,8 +13,10 @@ from fedattn.certificates import (
     node_key_sha256,
     read_member,
     sign_request,
+    valid_until,
 )
 from fedattn.federation import admitted, require_ready
+from fedattn.federation.documents import read_approval
 from fedattn.federation.keys import load_node_key, openssh
 from fedattn.randomness import Randomness
 from fedattn.signing import SigningKey, fingerprint
@@ -126,6 +129,79 @@ def test_a_certificate_that_ended_is_renewed_for_the_same_key(kit, set_time):
     fedattn("join", device, "--approval", approval)
     fedattn("admit", kit.server, approval)
     assert members(kit.server) == members(kit.authority) == {"ann": "valid"}
+
+
+def test_a_valid_certificate_is_renewed_for_the_same_keys_and_nothing_else(kit, set_time):
+    device = kit.member("ann")
+    first = (device / "certificate.pem").read_bytes()
+    set_time(NOW + 80 * DAY)
+    approval = kit.approve(device)
+    fedattn("join", device, "--approval", approval)
+    fedattn("admit", kit.server, approval)
+    second = (device / "certificate.pem").read_bytes()
+    assert second != first
+    assert valid_until(second) > valid_until(first) + 79 * DAY
+    assert members(kit.server) == members(kit.authority) == {"ann": "valid"}
+    (kept,) = kit.issued("ann").parent.glob("ann.json.old-*")
+    (before,) = (kit.server / "admitted").glob("ann.json.old-*")
+    assert read_approval(kept).certificate.encode() == first
+    assert read_approval(before) == read_approval(kept)
+    # the one before does not come back over it
+    refused("exists and is valid; --force puts", "join", device, "--approval", kept)
+    refused("name_taken: ", "admit", kit.server, kept)
+
+
+def test_an_older_valid_certificate_of_a_name_keeps_the_name(kit, set_time, tmp_path):
+    """A renewal for a day ended; the year before it has not."""
+    device = kit.member("ann")
+    fedattn("approve", kit.authority, device / "request.json", "--yes", "--valid-days", "1")
+    set_time(NOW + 2 * DAY)
+    other = kit.join("ann", folder=tmp_path / "other")
+    said = "name_taken: `ann` has a valid certificate"
+    refused(said, "approve", kit.authority, other / "request.json", "--yes")
+
+
+def test_a_key_that_was_taken_back_is_certified_no_more(kit):
+    """Flower lets no node key in again that it shut out: a new certificate would not help."""
+    device = kit.member("ann")
+    fedattn("revoke", kit.authority, "ann")
+    said = refused(
+        "key_revoked: a key of this request was taken back with `ann`",
+        *("approve", kit.authority, device / "request.json", "--yes"),
+    )
+    assert "fedattn federation join ... --force" in said
+    assert members(kit.authority) == {"ann": "revoked"}
+
+
+def test_a_running_server_finds_an_approval_at_every_moment_of_a_renewal(
+    kit, set_time, monkeypatch
+):
+    """Whose approval it does not find it shuts out, and that is for good."""
+    device = kit.member("ann")
+    set_time(NOW + 30 * DAY)
+    approval = kit.approve(device)
+    found, path = [], kit.server / "admitted" / "ann.json"
+    real = os.fsync
+
+    def fsync(handle):
+        found.append(path.exists())
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    fedattn("admit", kit.server, approval)
+    assert len(found) > 2
+    assert all(found)
+
+
+def test_a_member_whose_certificate_ended_keeps_its_place(kit, set_time):
+    kit.member("ann")
+    kit.member("bob")
+    fedattn("revoke", kit.authority, "bob")
+    later = NOW + 400 * DAY
+    set_time(later)
+    fedattn("revoke", kit.authority)
+    assert admitted(kit.server, at=later) == []
+    assert [each.name for each in admitted(kit.server, at=None)] == ["ann"]
 
 
 def test_a_certificate_does_not_outlive_its_authority(tmp_path, set_time):

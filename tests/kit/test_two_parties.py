@@ -162,6 +162,8 @@ def test_a_tls_certificate_is_renewed_over_the_same_keys(parties, set_time):
         ([], "--host: give the name or address"),
         (["--host", "h", "--held-by", "x"], "the server holds it, unless --authority-only"),
         (["--host", "http://h"], "--host http://h: certificate.host: must be a DNS name"),
+        (["--host", "::1"], "--host ::1: an IPv6 address is not possible here; give a name"),
+        (["--host", "2001:db8::1"], "an IPv6 address is not possible here; give a name"),
         (["--host", "h", "--name", ""], "--name: must be 1..64 printable characters"),
     ],
 )

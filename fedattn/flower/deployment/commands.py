@@ -51,13 +51,22 @@ def superlink(folder: ServerFolder) -> Command:
 
 
 def front(folder: ServerFolder) -> Command:
-    """The TLS front: nginx where it is installed, else fedattn's own."""
+    """The TLS front: nginx where it is installed, else fedattn's own.
+
+    RunError if the world may reach it and nobody chose fedattn's, which cannot shed idle
+    connections: a thousand of them, of anybody, and no device gets through.
+    """
     kind = folder.front
     nginx = find_nginx()
     if kind == "nginx" and nginx is None:
         raise RunError(
             f"{folder.path / 'server.yaml'}: front is nginx, which is not installed; install it, "
             "or choose `front: python`"
+        )
+    if kind == "auto" and nginx is None and not folder.is_local:
+        raise RunError(
+            f"{folder.path / 'server.yaml'}: the front on {folder.listen} is for the world; "
+            "install nginx, or say `front: python` in server.yaml"
         )
     if nginx is not None and kind != "python":
         argv: tuple[str, ...] = (

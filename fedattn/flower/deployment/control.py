@@ -120,8 +120,13 @@ class Control:
         return int(response.run_id)
 
     def run(self, run: int) -> RunState:
-        """The state of a run."""
+        """The state of a run; RunError if the SuperLink does not know it."""
         response = self._call(lambda: self._client.ListRuns(ListRunsRequest(run_id=run)))
+        if run not in response.run_dict:
+            raise RunError(
+                f"the SuperLink at {self._folder.superlink} does not know the run {run}; was its "
+                f"{self._folder.path / 'superlink.db'} replaced? Go on by --resume"
+            )
         status = response.run_dict[run].status
         return RunState(status.status, status.sub_status)
 

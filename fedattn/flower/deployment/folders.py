@@ -16,7 +16,11 @@ from fedattn.errors import RunError
 from fedattn.federation import require_ready
 
 PORT_FILE: Final = "runtime-port"
-MAX_BODY_MB: Final = 512  # of a message's part; the front refuses more
+# What the front lets through. A message's content goes up in parts, a record of bytes whole; all
+# else that a SuperNode posts is names and hashes of parts, a few kB however large the round.
+OBJECT_PATH: Final = "/v1/fleet/push-object"
+MAX_OBJECT_MB: Final = 512  # in OBJECT_PATH
+MAX_BODY_MB: Final = 1  # in every other path
 _POLL_S: Final = 0.5
 
 
@@ -31,6 +35,11 @@ class ServerFolder:
     authority_held_by: str
     front: str = "auto"  # "nginx" or "python": which one must be used
     listen: str = "0.0.0.0"  # noqa: S104 (the front is what the world may reach)
+
+    @property
+    def is_local(self) -> bool:
+        """Its front listens on loopback alone."""
+        return _is_loopback(self.listen)
 
     @property
     def superlink(self) -> str:
@@ -125,8 +134,11 @@ def replace(path: Path, content: bytes, *, mode: int = 0o644) -> None:
 
 def _everywhere(host: str) -> str:
     """Where a front listens unless told: on every address, for a loopback host on loopback."""
-    is_loopback = host == "localhost" or host.startswith("127.")
-    return "127.0.0.1" if is_loopback else "0.0.0.0"  # noqa: S104
+    return "127.0.0.1" if _is_loopback(host) else "0.0.0.0"  # noqa: S104
+
+
+def _is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1", "[::1]") or host.startswith("127.")
 
 
 def _read(path: Path, *need: str) -> dict[str, Any]:

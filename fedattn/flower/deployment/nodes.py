@@ -1,5 +1,9 @@
 """Which SuperNodes the SuperLink lets in: exactly the devices that are admitted and not revoked.
 
+Flower never takes a node key back that was unregistered. So a node is unregistered for a reason
+that is for good (its certificates were revoked, its approval removed), not for a certificate that
+ended: that is renewed for the same keys, and until then its device cannot enrol.
+
 Flower authenticates a SuperNode by its node key and gives it a node id; the authority's
 certificate binds a device's identity to that key. `nodes.json` (node id -> SHA-256 of the node
 key) is what the ServerApp compares an enrolling device with.
@@ -7,6 +11,7 @@ key) is what the ServerApp compares an enrolling device with.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 from collections.abc import Callable
@@ -16,7 +21,7 @@ from typing import Final
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
 
 from fedattn.certificates import node_key_sha256
-from fedattn.errors import FedattnError
+from fedattn.errors import FedattnError, RunError
 from fedattn.federation import admitted
 from fedattn.federation.folders import ADMITTED, REVOKED
 from fedattn.flower.deployment.control import Control, UnreachableError
@@ -29,7 +34,8 @@ _LOCK_FILE: Final = "nodes.lock"
 def register(folder: ServerFolder, control: Control) -> list[str]:
     """Bring the SuperLink's list in line with `admitted/`, and write `nodes.json`.
 
-    Registers whom it does not know, unregisters whom it should not; may be repeated at any time.
+    Registers whom it does not know, unregisters who was revoked or removed; may be repeated at
+    any time.
     Returns lines for a person.
     """
     with (folder.path / _LOCK_FILE).open("w") as lock:
@@ -39,15 +45,25 @@ def register(folder: ServerFolder, control: Control) -> list[str]:
 
 def _register(folder: ServerFolder, control: Control) -> list[str]:
     wanted = {_pem(each.node_key): each for each in admitted(folder.path, at=datetime.now(UTC))}
+    kept = wanted | {_pem(each.node_key): each for each in admitted(folder.path, at=None)}
     known, lines = control.nodes(), []  # node key (PEM) -> node id
-    for pem in known.keys() - wanted.keys():
+    for pem in known.keys() - kept.keys():
         control.unregister_node(known[pem])
         lines.append(f"node {known.pop(pem)}: unregistered, its device may take part no more")
     for pem in wanted.keys() - known.keys():
-        known[pem] = control.register_node(pem, wanted[pem].name)
-        lines.append(f"{wanted[pem].name}: registered as node {known[pem]}")
+        name = wanted[pem].name
+        try:
+            known[pem] = control.register_node(pem, name)
+        except UnreachableError:
+            raise
+        except RunError as error:  # Flower takes no key back that was unregistered
+            lines.append(f"{name}: not registered ({error}); on it: join --force, then approve")
+            continue
+        lines.append(f"{name}: registered as node {known[pem]}")
     nodes = {
-        str(known[pem]): node_key_sha256(each.node_key.encode()) for pem, each in wanted.items()
+        str(known[pem]): node_key_sha256(each.node_key.encode())
+        for pem, each in kept.items()
+        if pem in known
     }
     replace(folder.path / NODES_FILE, json.dumps(nodes, indent=2, sort_keys=True).encode())
     return lines
@@ -78,7 +94,11 @@ class Registrar:
     def _snapshot(self) -> object:
         paths = sorted((self._folder.path / ADMITTED).glob("*.json"))
         paths.append(self._folder.path / REVOKED)
-        return [(path.name, path.stat().st_mtime_ns) for path in paths if path.exists()]
+        seen = []
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError):  # it may be replaced just now
+                seen.append((path.name, path.stat().st_mtime_ns))
+        return seen
 
 
 def _pem(node_key: str) -> bytes:

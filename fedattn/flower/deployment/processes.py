@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -22,6 +24,8 @@ from fedattn.flower.deployment import commands
 from fedattn.flower.deployment.commands import FRONT_DIR, NGINX_CONF, Command
 from fedattn.flower.deployment.folders import (
     MAX_BODY_MB,
+    MAX_OBJECT_MB,
+    OBJECT_PATH,
     DeviceFolder,
     ServerFolder,
     choose_runtime_port,
@@ -31,6 +35,7 @@ from fedattn.flower.deployment.folders import (
 from fedattn.flower.deployment.loopback import ensure_loopback_certificate
 
 PIDS_FILE: Final = "pids.json"
+LOCK_FILE: Final = "start.lock"
 _STOP_S: Final = 15.0
 _LOOK_S: Final = 0.5
 _MAX_BACK_OFF_S: Final = 30.0
@@ -64,7 +69,15 @@ def prepare(folder: ServerFolder | DeviceFolder, name: str) -> Command:
 
 
 def write_nginx_conf(folder: ServerFolder) -> Path:
-    """Write the front's nginx.conf, all of whose paths are in the server's folder."""
+    """Write the front's nginx.conf, all of whose paths are in the server's folder.
+
+    RunError for a folder whose path nginx would read as something else.
+    """
+    if (odd := re.search(r'["\\;{}$\x00-\x1f\x7f]', str(folder.path))) is not None:
+        raise RunError(
+            f"{str(folder.path)!r}: nginx cannot take a path with {odd[0]!r}; move the folder, or "
+            "say `front: python` in server.yaml"
+        )
     template = (files("fedattn") / "assets" / "federation" / "nginx.conf.j2").read_text("utf-8")
     text = jinja2.Template(
         template, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
@@ -74,6 +87,8 @@ def write_nginx_conf(folder: ServerFolder) -> Path:
         port=folder.port,
         superlink_port=folder.superlink_port,
         max_body_mb=MAX_BODY_MB,
+        object_path=OBJECT_PATH,
+        max_object_mb=MAX_OBJECT_MB,
     )
     (folder.path / FRONT_DIR).mkdir(mode=0o700, exist_ok=True)
     path = folder.path / FRONT_DIR / NGINX_CONF
@@ -91,10 +106,16 @@ def start(path: Path, only: str | None = None) -> int:
         command = prepare(folder, only)
         os.chdir(folder.path)
         os.execve(command.argv[0], command.argv, os.environ | dict(command.env))  # noqa: S606
-    with Watch(folder, say=lambda line: print(line, flush=True)) as watch:
-        for number in (signal.SIGTERM, signal.SIGINT):
+    with (path.resolve() / LOCK_FILE).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(f"{path}: is started already; stop that one first") from None
+        watch = Watch(folder, say=lambda line: print(line, flush=True))
+        for number in (signal.SIGTERM, signal.SIGINT):  # before there is anything to leave behind
             signal.signal(number, watch.asked_to_stop)
-        watch.until_asked()
+        with watch:
+            watch.until_asked()
     return EXIT_OK
 
 
@@ -131,7 +152,8 @@ class Watch:
     def __enter__(self) -> Watch:
         try:
             for name in self._processes:
-                self._start(name)
+                if not self._asked:
+                    self._start(name)
         except BaseException:
             self.stop()
             raise

@@ -35,7 +35,8 @@ from fedattn.flower.progress_file import (
     seconds_per_trip,
     tell,
 )
-from fedattn.report import Report, read_report
+from fedattn.report import LEDGER_FILE, REPORT_FILE, Report, read_report
+from fedattn.resumption import require_resumable
 from fedattn.signing import SigningKey, fingerprint
 
 _EXITS: Final = {
@@ -93,6 +94,8 @@ def run(
     config = load_config(config_path, list(overrides))
     if config.faults:
         raise ConfigError("faults: are for simulations; a deployed federation has its own")
+    if resume is not None:  # before anything is made or started
+        require_resumable(resume / LEDGER_FILE, resume / REPORT_FILE)
     began = time.monotonic()
     with Control(folder) as control:
         control.wait(_START_S)
