@@ -57,7 +57,7 @@ def test_no_log_holds_a_word_of_a_conversation(home, tmp_path):
 
 def test_a_supernode_killed_in_mid_upload_is_left_out_and_comes_back(home, tmp_path):
     made = shards(home, tmp_path)
-    setting = config(home, rounds=2, timeout_s=25)
+    setting = config(home, rounds=2, timeout_s=70)  # Flower holds a dead node online for 60 s
     with Loopback(tmp_path, setting, made) as federation:
         federation.until(lambda: federation.online() == DEVICES, "all online")
         victim, killed = federation.devices[0], threading.Event()
