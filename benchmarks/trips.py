@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -103,6 +104,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or the processes would stay
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     result = measure(devices=asked.devices, rounds=asked.rounds, repeats=asked.repeats)
     if asked.json:
