@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import functools
 import hashlib
 import logging
 import os
@@ -34,12 +35,14 @@ from flwr.common.constant import SubStatus
 from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
 from flwr.supercore.constant import TaskType
 from flwr.supercore.heartbeat import HeartbeatSender
+from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
     SuperExecAuthHttpInterceptor,
 )
 from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supernode.runtime import run_clientapp
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
 from fedattn.errors import ConfigError, FedattnError, RefusalError, RunError
@@ -52,8 +55,15 @@ PORT_FILE: Final = "runtime-port"
 _LOCK_FILE = "runner.lock"
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 _POLL_S = 0.2
+_PULL_S: Final = 120.0  # for a message's content to be here: a slow link's time for a model
 _MAX_BACK_OFF_S = 10.0
 _log = logging.getLogger("fedattn.runner")
+
+# Flower waits two hours, also for the message of a run that ended while it came in: its task stays,
+# its content never arrives, and the next run's messages would wait behind it.
+run_clientapp.pull_and_inflate_object_from_tree = functools.partial(  # type: ignore[attr-defined]
+    pull_and_inflate_object_from_tree, max_time=_PULL_S
+)
 
 
 class Runner:

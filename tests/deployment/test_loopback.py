@@ -96,7 +96,9 @@ def test_a_supernode_killed_in_mid_upload_is_left_out_and_comes_back(home, tmp_p
 def test_a_killed_superlink_and_serverapp_resume_with_nothing_lost_or_doubled(home, tmp_path):
     made = shards(home, tmp_path)
     run_dir = tmp_path / "run"
-    with Loopback(tmp_path, config(home, rounds=3), made) as federation:
+    # (a runner gives a message that was cut off two minutes, before it takes the next)
+    setting = config(home, rounds=3, timeout_s=180)
+    with Loopback(tmp_path, setting, made) as federation:
         federation.until(lambda: federation.online() == DEVICES, "all online")
 
         def kill() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import os
 import signal
@@ -19,6 +20,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.cli.build import build_fab_from_files
 from flwr.supercore.constant import TaskType
 from flwr.supercore.task_identity import TaskIdentity
+from flwr.supernode.runtime import run_clientapp
 
 from fedattn.errors import RunError
 from fedattn.flower import wire
@@ -328,3 +330,12 @@ def _wait(holds, timeout_s: float = 20.0) -> None:
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_a_message_whose_content_never_arrives_does_not_stop_a_runner_for_good():
+    """What Flower's pull is called with (checked against the pinned Flower)."""
+    pull = run_clientapp.pull_and_inflate_object_from_tree
+    assert 0 < pull.keywords["max_time"] <= 300  # seconds
+    known = inspect.signature(pull.func).parameters
+    assert known["max_time"].default > pull.keywords["max_time"]
+    assert "pull_and_inflate_object_from_tree" in run_clientapp.pull_task_input.__code__.co_names
