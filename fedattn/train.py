@@ -21,6 +21,7 @@ runs out of memory is halved (memory.py).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -143,7 +144,7 @@ def noise_only(
     return train_locally(model, tokenizer, (), config.placed({"device": "cpu"}), randomness)
 
 
-class _Steps:
+class _Steps(ABC):
     """What private and plain steps share: drawing examples and cutting them to memory."""
 
     keeps_records_apart = False
@@ -184,13 +185,13 @@ class _Steps:
         longest = Pair([token] * shape.context_tokens, [token] * shape.reply_tokens)
         self.rows.compute(ordered, self.run, lambda count: self.rehearse([longest] * count))
 
+    @abstractmethod
     def run(self, pairs: Sequence[Pair]) -> None:
         """Add the pairs' gradients to the step; adds nothing if it raises."""
-        raise NotImplementedError
 
+    @abstractmethod
     def rehearse(self, pairs: Sequence[Pair]) -> None:
         """The same pass, of which nothing stays."""
-        raise NotImplementedError
 
     def losses(self, pairs: Sequence[Pair]) -> Tensor:
         """Loss of each pair, (B,)."""
