@@ -18,13 +18,19 @@ from fedattn.errors import ConfigError, UpdateError
 Stage = Literal["advertise", "share", "upload", "confirm", "unmask"]
 PLAIN_GRID_SCALE = 2.0**20
 # Keys of `train` that are each device's own: they change its memory and time, not its privacy.
-LOCAL_KEYS = frozenset({"device", "threads", "max_physical_batch", "max_batch_bytes"})
+LOCAL_KEYS = frozenset({"device", "threads", "clipping", "max_physical_batch", "max_batch_bytes"})
 
 
 def _bits(value: object) -> object:
     if value == "auto" or (type(value) is int and 8 <= value <= 32):
         return value
     raise ValueError("must be `auto` or a whole number in 8..32")
+
+
+def _workers(value: object) -> object:
+    if value == "auto" or (type(value) is int and 0 <= value <= 256):
+        return value
+    raise ValueError("must be `auto` or a whole number in 0..256")
 
 
 def _scale(value: object) -> object:
@@ -111,6 +117,12 @@ class TrainConfig(Section):
     server_beta2: Share = 0.99  # of fedadam
     server_adaptivity: Positive = 1e-8  # tau of fedadam, added to the root of the second moment
     weights: Literal["uniform", "examples"] = "uniform"  # of clients in the mean
+    # Examples drawn from a conversation in a step; the mean of their gradients is clipped
+    draws: Count = 1
+    # bfloat16: matrix products of forward and backward pass in it, norms and sums in float32
+    precision: Literal["float32", "bfloat16"] = "float32"
+    # How per-conversation gradients are clipped: the same sums, at different cost (clipping/)
+    clipping: Literal["book_keeping", "ghost", "hooks"] = "book_keeping"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     threads: Annotated[int, Field(ge=0)] = 0  # torch threads; 0: torch's own choice
     max_physical_batch: Count = 64  # records computed at once; changes memory, not privacy
@@ -170,6 +182,10 @@ class Config(Section):
     # For tests: makes all randomness predictable, so NOT PRIVATE.
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] | None = None
     server_key: str | None = None  # path of the server's Ed25519 key; none: made for this run
+    # arithmetic: simulations alone; the same sums without keys, shares and masks, and said so
+    secure_aggregation: Literal["masked", "arithmetic"] = "masked"
+    # Processes of the embedded engine; `auto`: one a core, 0: this one. Changes no result.
+    workers: Annotated[int | Literal["auto"], PlainValidator(_workers)] = "auto"
     data: DataConfig = Field(default_factory=DataConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
@@ -233,6 +249,11 @@ class Config(Section):
             raise ValueError(
                 f"train.local_steps {train.local_steps}: with `unit: conversation` and `noise: "
                 f"{privacy.noise}` a round is one DP-SGD step; set local_steps: 1"
+            )
+        if train.draws > 1 and privacy.unit == "client":
+            raise ValueError(
+                f"train.draws {train.draws}: with `unit: client` a step takes expected_batch_size "
+                "examples of all conversations together; set draws: 1"
             )
         if privacy.unit == "client" and privacy.max_units < self.data.clients:
             raise ValueError(
