@@ -3,7 +3,7 @@
 A logical batch (what was sampled) is computed in physical batches. Their size changes memory and
 time: not who is sampled, drawn, clipped or counted, nor the noise or its accounting.
 
-- The ceiling: at most `train.max_physical_batch` records, and with `train.max_batch_bytes` as many
+- The ceiling: at most `train.max_physical_batch` examples, and with `train.max_batch_bytes` as many
   as fit by `bytes_per_record`, an estimate from public numbers: the model and the longest context
   and reply that it takes. At least one.
 - If memory runs out all the same, the batch is halved and computed again, down to one record,
@@ -67,34 +67,44 @@ def in_halves(items: Sequence[T], compute: Callable[[Sequence[T]], None]) -> boo
     return False
 
 
-def bytes_per_record(model: AttentionGenerator, *, per_record: bool) -> int:
-    """Memory that one more record of the longest lengths takes in a pass, estimated from above.
+def bytes_per_record(model: AttentionGenerator, clipping: str | None) -> int:
+    """Memory that one more example of the longest lengths takes in a pass, estimated from above.
 
-    per_record: whether each record's gradient is kept apart, as clipping needs. The factors count
-    the float32 tensors that a layer keeps for its backward pass; tests/test_memory.py holds them
-    against the allocator [1.05 to 2.3 times what it gives out, on the CPU]. Weights, sums, noise
-    and optimizer states are not in it: they do not grow with the batch.
+    clipping: how records are clipped, None if they are not. The factors count the float32 tensors
+    that a layer keeps for its backward pass; tests/test_memory.py holds them against the allocator
+    [1.05 to 2.3 times what it gives out, on the CPU]. Weights, sums, noise and optimizer states
+    are not in it: they do not grow with the batch.
     """
     shape = model.shape
     d, s, t = shape.d_model, shape.context_tokens, shape.reply_tokens
     vocabulary = model.embedding.num_embeddings
     encoder = 16 * s * d + 2 * shape.heads * s * s
     decoder = 20 * t * d + 2 * s * d + 2 * shape.heads * (t * t + t * s)
+    has_matrices = model.embedding.weight.requires_grad
+    if clipping == "book_keeping" and has_matrices:  # gradients of layers' outputs are kept
+        encoder += 9 * s * d
+        decoder += 11 * t * d + 2 * s * d
     floats = shape.encoder_layers * encoder + shape.decoder_layers * decoder
     floats += 3 * t * vocabulary + 2 * (s + t) * d
-    if per_record:
+    if clipping == "book_keeping" and has_matrices:
+        floats += t * vocabulary
+        floats += sum(p.numel() for p in model.parameters() if p.requires_grad and p.dim() == 1)
+    elif clipping is not None:
         floats += sum(p.numel() for p in model.parameters() if p.requires_grad)
-        if model.embedding.weight.requires_grad:  # a second one, while it is made
+        if has_matrices:  # a second one of the embedding, while it is made
             floats += vocabulary * d
     return round(1.1 * _FLOAT * floats)  # (a tenth for masks and small tensors)
 
 
-def ceiling(train: TrainConfig, model: AttentionGenerator, *, per_record: bool) -> int:
-    """The most records of a physical batch, from public numbers alone; at least one."""
-    if train.max_batch_bytes is None:
-        return train.max_physical_batch
-    fitting = train.max_batch_bytes // bytes_per_record(model, per_record=per_record)
-    return max(1, min(train.max_physical_batch, fitting))
+def ceiling(train: TrainConfig, model: AttentionGenerator, clipping: str | None) -> int:
+    """The most records of a physical batch, from public numbers alone; at least one.
+
+    A record is `train.draws` examples.
+    """
+    most = train.max_physical_batch
+    if train.max_batch_bytes is not None:
+        most = min(most, train.max_batch_bytes // bytes_per_record(model, clipping))
+    return max(1, most // train.draws)
 
 
 class Rows:

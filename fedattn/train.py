@@ -1,8 +1,9 @@
 """Local training on one device: what it computes from its conversations in one round.
 
 conversation/local (DESIGN section 4): DP-SGD. Each step Poisson-samples conversations at a public
-rate, draws one example from each, clips per conversation, adds the full noise, divides by a public
-number and moves. The number of steps is public. So what leaves depends on the data through
+rate, draws one example from each (`train.draws` of them), clips the (mean) gradient per
+conversation, adds the full noise, divides by a public number and moves. The number of steps is
+public. So what leaves depends on the data through
 clipped, noised sums alone, and an empty batch or a device without a record is a step like any
 other.
 
@@ -24,7 +25,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from itertools import groupby
+from typing import Self, TypeAlias
 
 import numpy as np
 import torch
@@ -34,18 +36,16 @@ from torch import Tensor
 from fedattn.batches import IGNORED, Batch, Pair, Record, collate, pair
 from fedattn.checkpoint import read_vector, write_vector
 from fedattn.client_change import client_change as _client_change
-from fedattn.clipping import (
-    ClippedSum,
-    PerRecordGradients,
-    PrivateOptimizer,
-    per_record_gradients,
-)
+from fedattn.clipping import PrivateOptimizer, clipped_gradients
 from fedattn.config import Config
 from fedattn.memory import Rows, ceiling, is_out_of_memory
 from fedattn.model import AttentionGenerator, trainable_names
 from fedattn.placement import usable_device
 from fedattn.randomness import Randomness
 from fedattn.tokens import Tokenizer
+
+Example: TypeAlias = tuple[Pair, ...]  # what was drawn from one record
+_STEP = 16  # lengths are filled up to multiples of this in bfloat16
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def noise_only(
 class _Steps(ABC):
     """What private and plain steps share: drawing examples and cutting them to memory."""
 
-    keeps_records_apart = False
+    clipping: str | None = None  # how records are clipped, if they are
 
     def __init__(
         self,
@@ -159,11 +159,8 @@ class _Steps(ABC):
         self.model, self.tokenizer, self.config = model, tokenizer, config
         self.randomness = randomness
         self.device = next(model.parameters()).device
-        apart = self.keeps_records_apart
-        self.rows = Rows(
-            (self.device, model.shape, config.model.trainable, apart),
-            ceiling(config.train, model, per_record=apart),
-        )
+        key = (self.device, model.shape, config.model.trainable, config.train.draws, self.clipping)
+        self.rows = Rows(key, ceiling(config.train, model, self.clipping))
 
     def optimizer(self) -> torch.optim.Optimizer:
         """The optimizer of local steps, over what training changes."""
@@ -173,82 +170,128 @@ class _Steps(ABC):
             return torch.optim.Adam(parameters, lr=rate, betas=(0.9, 0.99))
         return torch.optim.SGD(parameters, lr=rate)
 
-    def draw(self, record: Record) -> Pair:
-        """One of the record's examples, uniformly."""
-        reply = record.replies[self.randomness.below(len(record.replies))]
-        return pair(record, reply, self.tokenizer, self.model.shape.context_tokens)
+    def draw(self, record: Record) -> Example:
+        """`draws` of the record's examples, each uniformly."""
+        chosen = [
+            self.randomness.below(len(record.replies)) for _ in range(self.config.train.draws)
+        ]
+        context_tokens = self.model.shape.context_tokens
+        return tuple(
+            pair(record, record.replies[index], self.tokenizer, context_tokens) for index in chosen
+        )
 
-    def compute(self, pairs: Sequence[Pair]) -> None:
+    def compute(self, examples: Sequence[Example]) -> None:
         """`run` physical batches of alike lengths; all is drawn before: no draw hangs on memory."""
-        ordered = sorted(pairs, key=lambda each: (len(each.context), len(each.reply)))
+        ordered = sorted(examples, key=_lengths)
         shape, token = self.model.shape, self.tokenizer.you
         longest = Pair([token] * shape.context_tokens, [token] * shape.reply_tokens)
-        self.rows.compute(ordered, self.run, lambda count: self.rehearse([longest] * count))
+        made_up = (longest,) * self.config.train.draws
+        for alike in self._buckets(ordered):
+            self.rows.compute(alike, self.run, lambda count: self.rehearse([made_up] * count))
+
+    def _buckets(self, ordered: list[Example]) -> list[list[Example]]:
+        """What may share a physical batch: in bfloat16, examples of equal padded lengths alone.
+
+        There a record's gradient moves by parts of a thousand with its padding, which must then not
+        hang on others' lengths (clipped_sum.py, CLIP_MARGIN).
+        """
+        if self.config.train.precision == "float32":
+            return [ordered]
+        return [list(alike) for _, alike in groupby(sorted(ordered, key=_rounded), key=_rounded)]
 
     @abstractmethod
-    def run(self, pairs: Sequence[Pair]) -> None:
-        """Add the pairs' gradients to the step; adds nothing if it raises."""
+    def run(self, examples: Sequence[Example]) -> None:
+        """Add the examples' gradients to the step; adds nothing if it raises."""
 
     @abstractmethod
-    def rehearse(self, pairs: Sequence[Pair]) -> None:
+    def rehearse(self, examples: Sequence[Example]) -> None:
         """The same pass, of which nothing stays."""
 
-    def losses(self, pairs: Sequence[Pair]) -> Tensor:
-        """Loss of each pair, (B,)."""
+    def losses(self, examples: Sequence[Example]) -> Tensor:
+        """Loss of each draw of each example, (len(examples) * draws,)."""
+        pairs = [draw for example in examples for draw in example]
         batch = collate(pairs, self.tokenizer, self.model.shape.reply_tokens)
-        return record_losses(self.model, batch.to(self.device))
+        is_low = self.config.train.precision == "bfloat16"
+        if is_low:
+            batch = padded(batch, _STEP, self.tokenizer.pad)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=is_low):
+            return record_losses(self.model, batch.to(self.device))
+
+
+def _rounded(example: Example) -> tuple[int, int]:
+    context, reply = _lengths(example)
+    return -(-context // _STEP), -(-reply // _STEP)
+
+
+def padded(batch: Batch, step: int, pad: int) -> Batch:
+    """The batch with both lengths filled up to multiples of `step`."""
+    left = -batch.context.shape[1] % step
+    right = -batch.tokens.shape[1] % step
+    return Batch(
+        F.pad(batch.context, (left, 0), value=pad),
+        F.pad(batch.tokens, (0, right), value=pad),
+        F.pad(batch.targets, (0, right), value=IGNORED),
+    )
+
+
+def _lengths(example: Example) -> tuple[int, int]:
+    return max(len(each.context) for each in example), max(len(each.reply) for each in example)
 
 
 class _ClippedBatches(_Steps):
-    """Sums of per-conversation gradients, clipped each, by Opacus's hooks (module docstring)."""
+    """Sums of per-conversation gradients, clipped each (module docstring)."""
 
-    keeps_records_apart = True
+    @property
+    def clipping(self) -> str:  # type: ignore[override]
+        """As configured."""
+        return self.config.train.clipping
 
     def __enter__(self) -> Self:
-        self._context = per_record_gradients(self.model)
-        self.gradients: PerRecordGradients = self._context.__enter__()
-        self.sum = ClippedSum(self.gradients.parameters, self.config.privacy.clip_norm)
+        train, clip_norm = self.config.train, self.config.privacy.clip_norm
+        self._context = clipped_gradients(
+            self.model, train.clipping, clip_norm, train.draws, train.precision
+        )
+        self.gradients, self.sum = self._context.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.sum.forget()
         self._context.__exit__(None, None, None)
 
     def add(self, records: Sequence[Record]) -> None:
         """Add one example of each record, clipped; a record that fails adds zero."""
         self.compute(self._draw_all(records))
 
-    def _draw_all(self, records: Sequence[Record]) -> list[Pair]:
-        pairs = []
+    def _draw_all(self, records: Sequence[Record]) -> list[Example]:
+        examples = []
         for record in records:
             try:
-                pairs.append(self.draw(record))
+                examples.append(self.draw(record))
             except Exception:  # noqa: S112 (a broken record counts as zero, and says nothing)
                 continue
-        return pairs
+        return examples
 
-    def run(self, pairs: Sequence[Pair]) -> None:
+    def run(self, examples: Sequence[Example]) -> None:
         """Add clipped gradients; a record whose pass fails alone adds zero.
 
         Raises only if memory ran out for several records, and then adds nothing.
         """
         try:
-            self.gradients.losses_backward(self.losses(pairs))
+            self.gradients.losses_backward(self.losses(examples))
             self.sum.accumulate()
             return
         except Exception as error:
             self.gradients.reset()
-            if len(pairs) == 1:
+            if len(examples) == 1:
                 return
             if is_out_of_memory(error):
                 raise
-        for single in pairs:
+        for single in examples:
             self.run([single])
 
-    def rehearse(self, pairs: Sequence[Pair]) -> None:
+    def rehearse(self, examples: Sequence[Example]) -> None:
         """A pass whose gradients are neither clipped nor added."""
         try:
-            self.gradients.losses_backward(self.losses(pairs))
+            self.gradients.losses_backward(self.losses(examples))
         finally:
             self.gradients.reset()
 
@@ -289,14 +332,15 @@ class _PlainSteps(_Steps):
         self.compute([self.draw(record) for record in records])
         self.plain.step()
 
-    def run(self, pairs: Sequence[Pair]) -> None:
-        """Add the pairs' gradients to those of the step, all of them or none."""
+    def run(self, examples: Sequence[Example]) -> None:
+        """Add the examples' gradients to those of the step, all of them or none."""
         parameters = [p for p in self.model.parameters() if p.requires_grad]
-        loss = self.losses(pairs).sum() / self.config.train.expected_batch_size
+        divisor = self.config.train.expected_batch_size * self.config.train.draws
+        loss = self.losses(examples).sum() / divisor
         for parameter, made in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
             parameter.grad = made if parameter.grad is None else parameter.grad.add_(made)
 
-    def rehearse(self, pairs: Sequence[Pair]) -> None:
+    def rehearse(self, examples: Sequence[Example]) -> None:
         """A pass whose gradients are dropped."""
         parameters = [p for p in self.model.parameters() if p.requires_grad]
-        torch.autograd.grad(self.losses(pairs).sum(), parameters)
+        torch.autograd.grad(self.losses(examples).sum(), parameters)

@@ -125,7 +125,7 @@ class TrainConfig(Section):
     clipping: Literal["book_keeping", "ghost", "hooks"] = "book_keeping"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     threads: Annotated[int, Field(ge=0)] = 0  # torch threads; 0: torch's own choice
-    max_physical_batch: Count = 64  # records computed at once; changes memory, not privacy
+    max_physical_batch: Count = 64  # examples computed at once; changes memory, not privacy
     max_batch_bytes: Count | None = None  # memory that they may take, estimated (memory.py)
 
     @model_validator(mode="after")
@@ -134,6 +134,16 @@ class TrainConfig(Section):
             raise ValueError(
                 "weights: weighting clients by their number of examples would send that number "
                 "and change each one's sensitivity; use `weights: uniform`"
+            )
+        if self.clipping == "ghost" and self.draws > 1:
+            raise ValueError(
+                f"draws {self.draws}: `clipping: ghost` clips each example by itself; use "
+                "`clipping: book_keeping` or `draws: 1`"
+            )
+        if self.clipping != "book_keeping" and self.precision != "float32":
+            raise ValueError(
+                f"precision: {self.precision} goes with `clipping: book_keeping`, whose norms are "
+                "float32 all the same"
             )
         return self
 
@@ -249,6 +259,11 @@ class Config(Section):
             raise ValueError(
                 f"train.local_steps {train.local_steps}: with `unit: conversation` and `noise: "
                 f"{privacy.noise}` a round is one DP-SGD step; set local_steps: 1"
+            )
+        if train.clipping == "ghost" and self.model.trainable == "all":
+            raise ValueError(
+                "train.clipping: ghost has no rule for the embedding, which is tied to the output "
+                "layer; use `clipping: book_keeping`, or `model.trainable: bias_norm`"
             )
         if train.draws > 1 and privacy.unit == "client":
             raise ValueError(

@@ -1,0 +1,64 @@
+"""Opacus's DPOptimizer, built directly: public divisor, CSPRNG noise.
+
+`PrivacyEngine.make_private` derives sampling rate and divisor from the private data size and
+draws noise from an ordinary generator. Here both are public and the noise is a CSPRNG's.
+DP-SGD: Abadi et al. 2016 (arXiv 1607.00133), Algorithm 1.
+"""
+
+from __future__ import annotations
+
+import torch
+from opacus.optimizers import DPOptimizer
+
+from fedattn.clipping.clipped_sum import ClippedSum
+from fedattn.randomness import Randomness
+
+
+class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
+    """Opacus's DPOptimizer with a public divisor, CSPRNG noise and no way out for NaN.
+
+    A step adds N(0, (noise_multiplier * clip_norm)^2) per coordinate to the sum of gradients
+    clipped to `clip_norm` each, and divides by the public `expected_batch_size`. A record whose
+    gradient is not finite counts as zero; the step itself always happens.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        clipped: ClippedSum,
+        *,
+        noise_multiplier: float,
+        expected_batch_size: int,
+        randomness: Randomness,
+    ) -> None:
+        super().__init__(
+            optimizer,
+            noise_multiplier=noise_multiplier,
+            max_grad_norm=clipped.clip_norm,
+            expected_batch_size=expected_batch_size,
+            loss_reduction="mean",
+        )
+        self._clipped = clipped
+        self._noise_std = noise_multiplier * clipped.clip_norm
+        self._randomness = randomness
+
+    def finish_step(self) -> None:
+        """Add noise to what was accumulated (nothing, for an empty batch) and move."""
+        for parameter in self.params:
+            parameter.grad_sample = parameter.new_zeros(0, *parameter.shape)
+        self.step()
+        self.zero_grad(set_to_none=True)
+
+    def clip_and_accumulate(self) -> None:
+        """Clip and sum as `ClippedSum` does, where Opacus does in the gradients' type."""
+        self._clipped.add()
+        for parameter in self.params:
+            if parameter.summed_grad is None:  # an empty batch
+                parameter.summed_grad = torch.zeros_like(parameter)
+
+    def add_noise(self) -> None:
+        """Noise from the CSPRNG; the noised sum is the first thing rounded to float32."""
+        for parameter in self.params:
+            noise = torch.from_numpy(self._randomness.gaussian(parameter.numel()))
+            noise = (noise * self._noise_std).to(parameter.device).view_as(parameter)
+            parameter.grad = (parameter.summed_grad + noise).to(parameter.dtype)
