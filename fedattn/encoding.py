@@ -9,6 +9,7 @@ integer grid, given this device's share of Skellam noise, and only then taken mo
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -17,7 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fedattn.config import Config
+from fedattn.errors import PrivacyError
 from fedattn.mechanism import Mechanism
+from fedattn.noise import add_gaussian, grid_step
 from fedattn.randomness import Randomness
 from fedattn.rotation import Rotation
 from fedattn.rounding import (
@@ -138,7 +141,18 @@ class SumCodec:
         share = mechanism.share_variance(self.cohort)
         if share > 0:
             SkellamSampler(share)
+        if mechanism.config.privacy.noise == "server":
+            self._require_whole_grid()
         _ = self.modulus_bits
+
+    def _require_whole_grid(self) -> None:
+        """PrivacyError unless integers lie on the grid of the server's noise: none is moved."""
+        std = math.sqrt(self.mechanism.variance)
+        if grid_step(std) > 1:
+            raise PrivacyError(
+                f"standard deviation of the server's noise is {std:g} grid steps, must be below "
+                "2^27: lower grid_scale, clip_norm or noise_multiplier"
+            )
 
     def encode(self, vector: Floats, index: int, randomness: Randomness) -> Words:
         """Round `vector` (d,) and add this device's share of the noise, if devices add it."""
@@ -158,7 +172,8 @@ class SumCodec:
         mechanism = self.mechanism
         values = from_words(total, self.modulus_bits).astype(np.float64)
         if mechanism.config.privacy.noise == "server":
-            values += np.sqrt(mechanism.variance) * randomness.gaussian(values.size)
+            self._require_whole_grid()
+            add_gaussian(values, math.sqrt(mechanism.variance), randomness)
         elif mechanism.is_sampled:
             missing = mechanism.released_variance - survivors * mechanism.share_variance(
                 self.cohort

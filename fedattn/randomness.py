@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 Array: TypeAlias = npt.NDArray[np.float64]
 _CHUNK_BYTES = 1 << 18  # 256 KB stays in the second-level cache
+_ZEROS = memoryview(bytes(_CHUNK_BYTES))
 
 
 class Randomness:
@@ -67,14 +68,15 @@ class Randomness:
     def words(self, n: int) -> npt.NDArray[np.uint64]:
         """The next `n` 64-bit words, uniform on 0..2^64-1."""
         out = np.empty(n, np.uint64)
-        view = out.view(np.uint8)
-        zeros = bytes(min(_CHUNK_BYTES, 8 * n))
-        for start in range(0, 8 * n, _CHUNK_BYTES):
-            size = min(_CHUNK_BYTES, 8 * n - start)
-            view[start : start + size] = np.frombuffer(
-                self._encryptor.update(zeros[:size]), np.uint8
-            )
+        self.fill(out)
         return out
+
+    def fill(self, words: npt.NDArray[np.uint64]) -> None:
+        """Overwrite contiguous `words` (n,) with the next ones of the stream."""
+        view = words.view(np.uint8)
+        for start in range(0, view.size, _CHUNK_BYTES):
+            part = view[start : start + _CHUNK_BYTES]
+            self._encryptor.update_into(_ZEROS[: part.size], part.data)
 
     def uniform(self, n: int) -> Array:
         """`n` doubles, uniform on the multiples of 2^-53 in [0, 1)."""
@@ -89,21 +91,6 @@ class Randomness:
             word = int.from_bytes(self.bytes(8), "little")
             if word < limit:
                 return word % bound
-
-    def gaussian(self, n: int) -> Array:
-        """`n` standard normal doubles: Box-Muller pairs, four summed and halved.
-
-        Adding four independent samples makes the reconstruction of a sample from its
-        floating-point grid infeasible (Holohan and Braghin 2021, arXiv 2107.10138, section 5).
-        """
-        total = np.zeros(n)
-        half = (n + 1) // 2
-        for _ in range(4):
-            radius = np.sqrt(-2.0 * np.log1p(-self.uniform(half)))
-            angle = 2.0 * np.pi * self.uniform(half)
-            total[:half] += radius * np.cos(angle)
-            total[half:] += (radius * np.sin(angle))[: n - half]
-        return total * 0.5
 
 
 def _derive(secret: bytes, labels: tuple[str, ...]) -> bytes:

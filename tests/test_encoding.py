@@ -11,6 +11,7 @@ from scipy import stats
 
 from fedattn.config import Config
 from fedattn.encoding import SumCodec, codec_of
+from fedattn.errors import PrivacyError
 from fedattn.mechanism import Mechanism, threshold_of
 from fedattn.randomness import Randomness
 from tests.secagg.harness import Round, make_spec
@@ -109,6 +110,21 @@ def test_server_noise_has_the_stated_variance():
     mean = chosen.decode_mean(total, 8, Randomness.seeded(5))
     low, high = stats.chi2.ppf([1e-6, 1 - 1e-6], mean.size) / mean.size
     assert low * 0.99 <= np.var(mean) * 64 / (2.0 * 0.5) ** 2 <= high * 1.01
+
+
+def test_server_noise_so_large_that_its_grid_is_coarser_than_integers_is_refused(monkeypatch):
+    """Rounding decoded integers to even ones would move neighbouring sums further apart."""
+    chosen = codec(config(noise="server"), 300)
+    chosen.require_encodable()
+    for variance, refused in ((2.0**54, True), (2.0**54 * (1 - 2.0**-20), False)):
+        monkeypatch.setattr(Mechanism, "variance", property(lambda _self, v=variance: v))
+        if refused:
+            with pytest.raises(PrivacyError, match=r"must be below 2\^27"):
+                chosen.require_encodable()
+            with pytest.raises(PrivacyError, match=r"must be below 2\^27"):
+                chosen.decode_mean(np.zeros(chosen.length, np.uint32), 8, Randomness.seeded(0))
+        else:
+            chosen.decode_mean(np.zeros(chosen.length, np.uint32), 8, Randomness.seeded(0))
 
 
 def sampled(**changes: Any) -> Config:

@@ -16,6 +16,7 @@ from scipy import special, stats
 
 from benchmarks.skellam import measure
 from fedattn.errors import PrivacyError
+from fedattn.noise import gaussian
 from fedattn.randomness import Randomness
 from fedattn.skellam import (
     MAX_VARIANCE,
@@ -295,7 +296,7 @@ def test_draws_of_a_wrong_sampler_are_rejected(name, variance):
 
 
 def test_a_rounded_gaussian_is_not_taken_for_a_skellam_of_small_variance():
-    z = np.rint(2.0 * Randomness.seeded(7).gaussian(N))
+    z = np.rint(2.0 * gaussian(N, Randomness.seeded(7)))
     assert wrong(z, 4.0) >= {"chi-square", "moments"}
 
 

@@ -7,11 +7,17 @@ DP-SGD: Abadi et al. 2016 (arXiv 1607.00133), Algorithm 1.
 
 from __future__ import annotations
 
+from typing import Any, Final
+
 import torch
 from opacus.optimizers import DPOptimizer
+from torch import Tensor
 
 from fedattn.clipping.clipped_sum import ClippedSum
+from fedattn.noise import add_gaussian
 from fedattn.randomness import Randomness
+
+_SMALL: Final = 1 << 14
 
 
 class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
@@ -57,8 +63,24 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
                 parameter.summed_grad = torch.zeros_like(parameter)
 
     def add_noise(self) -> None:
-        """Noise from the CSPRNG; the noised sum is the first thing rounded to float32."""
+        """Noise from the CSPRNG on the whole sum, in place, on the grid of `noise.add_gaussian`."""
+        small: list[Any] = []
         for parameter in self.params:
-            noise = torch.from_numpy(self._randomness.gaussian(parameter.numel()))
-            noise = (noise * self._noise_std).to(parameter.device).view_as(parameter)
-            parameter.grad = (parameter.summed_grad + noise).to(parameter.dtype)
+            if parameter.numel() < _SMALL:
+                small.append(parameter)
+            else:
+                parameter.grad = self._noised(parameter.summed_grad).to(parameter.dtype)
+        if not small:
+            return
+        # together, for each call has a price
+        flat = self._noised(torch.cat([p.summed_grad.flatten().double() for p in small]))
+        parts = torch.split(flat, [p.numel() for p in small])
+        for parameter, part in zip(small, parts, strict=True):
+            parameter.grad = part.view_as(parameter).to(parameter.dtype)
+
+    def _noised(self, total: Tensor) -> Tensor:
+        """`total` with noise added, in place where it is on the CPU."""
+        on_cpu = total.cpu().contiguous()
+        values, threads = on_cpu.view(-1).numpy(), torch.get_num_threads()
+        add_gaussian(values, self._noise_std, self._randomness, threads=threads)
+        return on_cpu.to(total.device)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from fedattn.config.section import Count, Positive, Rate, Section
+from fedattn.noise import MAX_STD, MIN_STD
 
 Unit = Literal["conversation", "client", "none"]
 Noise = Literal["local", "distributed", "server", "none"]
@@ -97,6 +98,12 @@ class PrivacyConfig(Section):
     def _check_protected(self) -> None:
         if self.noise_multiplier <= 0:
             raise ValueError("noise_multiplier must be above 0; for no privacy say `unit: none`")
+        std = self.noise_multiplier * self.clip_norm
+        if self.noise == "local" and not MIN_STD <= std <= MAX_STD:
+            raise ValueError(
+                f"noise_multiplier * clip_norm is {std:g}, must be in 2^-100..2^100, where noise "
+                "can be drawn"
+            )
         if self.hypothetical is not None and self.unit != "client":
             raise ValueError("`hypothetical` simulates a cohort; it needs `unit: client`")
         if not self.budgets:

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import fedattn.clipping
+import fedattn.clipping.optimizer
 import fedattn.encoding
 import fedattn.flower.training
 import fedattn.policy.rules
@@ -26,6 +27,7 @@ from fedattn.batches import Record
 from fedattn.flower.cohorts import Cohorts
 from fedattn.flower.enrolment import Member
 from fedattn.mechanism import Mechanism
+from fedattn.noise import add_gaussian
 from fedattn.randomness import Randomness
 from fedattn.skellam import SkellamSampler
 from tests.attacks.mechanism_checks import (
@@ -66,9 +68,13 @@ class WeakSampler(SkellamSampler):
         super().__init__(variance / 100)
 
 
-def weaken_server_noise(patch: pytest.MonkeyPatch) -> None:
-    honest = Randomness.gaussian
-    patch.setattr(Randomness, "gaussian", lambda self, n: honest(self, n) / 10)
+def weaken_gaussian_noise(patch: pytest.MonkeyPatch) -> None:
+    for user in (fedattn.encoding, fedattn.clipping.optimizer):
+        patch.setattr(
+            user,
+            "add_gaussian",
+            lambda values, std, coins, **how: add_gaussian(values, std / 10, coins, **how),
+        )
 
 
 def clip_nothing(patch: pytest.MonkeyPatch) -> None:
@@ -214,10 +220,10 @@ SABOTAGES: dict[str, Sabotage] = {
         "conversation/distributed: released variance",
     ),
     "noise over ten, server": Sabotage(
-        weaken_server_noise, check_released_noise, "conversation/server: released variance"
+        weaken_gaussian_noise, check_released_noise, "conversation/server: released variance"
     ),
     "noise over ten, devices' steps": Sabotage(
-        weaken_server_noise, check_steps_noise, "variance of a device's steps"
+        weaken_gaussian_noise, check_steps_noise, "variance of a device's steps"
     ),
     "clip off, conversations": Sabotage(
         clip_nothing, check_conversation_sensitivity, "l2 sensitivity of a conversation"

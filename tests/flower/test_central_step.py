@@ -24,6 +24,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import fedattn.encoding
 import fedattn.train
 from fedattn.batches import Record, collate, pair, tokenize
 from fedattn.checkpoint import load_model, read_vector, start_model
@@ -32,7 +33,6 @@ from fedattn.config import Config
 from fedattn.data import Dialogue, load_dialogues, load_partition, partition
 from fedattn.mechanism import Mechanism
 from fedattn.model import AttentionGenerator, trainable_names
-from fedattn.randomness import Randomness
 from fedattn.simulate import simulate
 from fedattn.skellam import SkellamSampler
 from fedattn.tokens import Tokenizer
@@ -100,7 +100,7 @@ def without_noise(monkeypatch):
         fedattn.train, "poisson_sample", lambda held, _rate, _coins: list(filter(is_taken, held))
     )
     monkeypatch.setattr(SkellamSampler, "draw", lambda _self, n, _coins: np.zeros(n, np.int32))
-    monkeypatch.setattr(Randomness, "gaussian", lambda _self, n: np.zeros(n))
+    monkeypatch.setattr(fedattn.encoding, "add_gaussian", lambda _values, _std, _coins: None)
 
 
 @pytest.mark.parametrize("optimizer", ["fedavg", "fedadam"])
