@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -34,6 +33,7 @@ from fedattn.device_ledger import DeviceLedger, LedgerState
 from fedattn.durable import write_durably
 from fedattn.errors import FedattnError, ProtocolError, RefusalError
 from fedattn.instruction import Instruction
+from fedattn.own_keys import own_key
 from fedattn.policy import Policy, rules
 from fedattn.randomness import Randomness
 from fedattn.signing import SigningKey
@@ -66,16 +66,7 @@ class Device:
         return self._own_key("ledger-key")
 
     def _own_key(self, name: str) -> SigningKey:
-        path = self.folder / f"{name}.pem"
-        if not path.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            whole = path.with_name(f"{name}.new")  # a full disk must not leave half a key
-            whole.unlink(missing_ok=True)
-            SigningKey.generate(self.randomness(name)).save(whole)
-            with suppress(FileExistsError):  # another process was first: its key stays
-                os.link(whole, path)
-            whole.unlink()
-        return SigningKey.load(path)
+        return own_key(self.folder / f"{name}.pem", lambda: self.randomness(name))
 
     @property
     def certificate(self) -> bytes:

@@ -23,6 +23,7 @@ import hashlib
 import json
 import os
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 from fedattn.errors import FedattnError, RefusalError
+from fedattn.own_keys import Stamp, stamp_of
 from fedattn.privacy.events import Event, event_from_dict, event_to_dict
 from fedattn.signing import SIGNATURE_BYTES, SigningKey, verify
 
@@ -38,6 +40,7 @@ FORMAT: Final = "fedattn-device-ledger/1"
 PURPOSE: Final = b"fedattn/v1/device-ledger-line"
 GENESIS: Final = "0" * 64
 WAIT_S: Final = 5.0  # for another process of this device, before this one gives up
+REMEMBERED: Final = 4096  # ledgers that this process read or wrote last
 Kind: TypeAlias = Literal["open", "accepted", "spent", "cut"]
 _KEYS = ["seq", "kind", "prev", "key", "body", "signature"]
 _OPENING = b',"signature":"'
@@ -145,10 +148,11 @@ class Session:
     def load(self) -> None:
         """Read and check every line, unless this process knows the file as it is."""
         try:
-            state = _stamp(self._handle)
+            state = stamp_of(os.fstat(self._handle))
             known = _known.get(self._path)
             if known is not None and known[:2] == (state, self._data):
                 self.lines = known[2]
+                self._keep(known)
                 return
             stored = _read_all(self._handle, state[2])
             *whole, torn = stored.split(b"\n")
@@ -184,7 +188,7 @@ class Session:
         if not lines.hashes:
             lines, written = _extended(lines, "open", {"format": FORMAT, "data": self._data}, key)
         lines, line = _extended(lines, kind, body, key)
-        before = _stamp(self._handle)[2]
+        before = os.fstat(self._handle).st_size
         _known.pop(self._path, None)
         try:
             if os.write(self._handle, written + line) != len(written + line):
@@ -205,17 +209,18 @@ class Session:
         self.lines = lines
 
     def _remember(self) -> None:
-        _known[self._path] = (_stamp(self._handle), self._data, self.lines)
+        self._keep((stamp_of(os.fstat(self._handle)), self._data, self.lines))
+
+    def _keep(self, known: tuple[Stamp, str | None, Lines]) -> None:
+        _known.pop(self._path, None)
+        _known[self._path] = known
+        while len(_known) > REMEMBERED:
+            _known.popitem(last=False)
 
 
-_Stamp: TypeAlias = tuple[int, int, int, int, int]
-# What this process read or wrote last: a simulation asks hundreds of ledgers at every round.
-_known: dict[Path, tuple[_Stamp, str | None, Lines]] = {}
-
-
-def _stamp(handle: int) -> _Stamp:
-    state = os.fstat(handle)
-    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
+# What this process read or wrote last, the longest unused first: a simulation asks hundreds of
+# ledgers at every round, and not all of a hundred thousand.
+_known: OrderedDict[Path, tuple[Stamp, str | None, Lines]] = OrderedDict()
 
 
 def _lock(handle: int) -> None:

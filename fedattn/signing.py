@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from functools import lru_cache
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
@@ -24,6 +25,8 @@ from fedattn.randomness import Randomness
 
 PUBLIC_KEY_BYTES = 32
 SIGNATURE_BYTES = 64
+REMEMBERED = 1 << 14  # verified messages of at most REMEMBERED_BYTES each
+REMEMBERED_BYTES = 1024
 
 
 class SigningKey:
@@ -72,12 +75,26 @@ class SigningKey:
 
 
 def verify(public_key: bytes, purpose: bytes, data: bytes, signature: bytes) -> bool:
-    """Whether `signature` over `purpose` and `data` was made with `public_key` (32 bytes)."""
+    """Whether `signature` over `purpose` and `data` was made with `public_key` (32 bytes).
+
+    A short message that verified is remembered, whole, with key and signature: in a simulation
+    every device of a round verifies the same ones. What did not verify is not.
+    """
+    message = _message(purpose, data)
+    check = _remembered if len(message) <= REMEMBERED_BYTES else _require_valid
     try:
-        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, _message(purpose, data))
+        check(public_key, message, signature)
     except (InvalidSignature, ValueError):
         return False
     return True
+
+
+def _require_valid(public_key: bytes, message: bytes, signature: bytes) -> None:
+    Ed25519PublicKey.from_public_bytes(public_key).verify(signature, message)
+
+
+# An exception is never remembered. Bytes are compared, not hashes of them: at most about 24 MB.
+_remembered = lru_cache(maxsize=REMEMBERED)(_require_valid)
 
 
 def fingerprint(public_key: bytes) -> str:

@@ -71,6 +71,33 @@ def test_what_was_written_is_read_and_counted(ledger):
     assert oct(ledger.path.stat().st_mode & 0o777) == "0o600"
 
 
+def test_a_changed_ledger_is_read_again_and_an_unchanged_one_is_not(ledger, monkeypatch):
+    write(ledger, "a", kind="accepted")
+    stored = ledger.path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(device_ledger, "_parse", lambda *_: pytest.fail("was read again"))
+        assert ledger.read().answered == {"a"}
+    write(ledger, "b")
+    ledger.path.write_bytes(stored)  # an old copy, put back
+    assert ledger.read().answered == {"a"}
+    ledger.path.write_bytes(stored[:-20] + b"0" * 19 + b"\n")
+    refuses(ledger, "cannot be read")
+
+
+def test_few_ledgers_are_remembered_and_a_forgotten_one_is_read_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(device_ledger, "REMEMBERED", 2)
+    ledgers = [DeviceLedger(tmp_path / f"{name}.jsonl", lambda: KEY) for name in "abc"]
+    for turn in ("a", "b"):
+        for ledger in ledgers:
+            write(ledger, turn)
+            assert len(device_ledger._known) <= 2
+    ledgers[1].read()
+    ledgers[0].read()
+    assert list(device_ledger._known) == [ledgers[1].path, ledgers[0].path]
+    for ledger in ledgers:
+        assert ledger.read().answered == {"a", "b"}
+
+
 def test_an_older_state_is_in_the_ledger_and_no_other(ledger):
     states = [ledger.read().state]
     for name in "abc":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import stat
+from functools import lru_cache
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, x25519
@@ -17,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedattn import signing
 from fedattn.errors import RunError
 from fedattn.randomness import Randomness
 from fedattn.signing import PUBLIC_KEY_BYTES, SIGNATURE_BYTES, SigningKey, fingerprint, verify
@@ -65,6 +67,50 @@ def test_any_changed_bit_breaks_a_signature(purpose, data, draw):
 @given(st.binary(max_size=8), st.binary(min_size=1, max_size=8), st.binary(max_size=8))
 def test_bytes_cannot_move_between_purpose_and_data(left, middle, right):
     assert not verify(PUBLIC, left, middle + right, KEY.sign(left + middle, right))
+
+
+@pytest.fixture
+def remembered(monkeypatch):
+    """The memory of verified messages, of four and empty."""
+    few = lru_cache(maxsize=4)(signing._require_valid)
+    monkeypatch.setattr(signing, "_remembered", few)
+    return few
+
+
+def test_a_forged_signature_is_refused_though_a_true_one_was_seen(remembered):
+    signature = KEY.sign(PURPOSE, b"data")
+    other = SigningKey.generate(Randomness.seeded(2, "other"))
+    for _ in range(2):
+        assert verify(PUBLIC, PURPOSE, b"data", signature)
+        assert not verify(PUBLIC, PURPOSE, b"data", signature[:-1] + b"\0")
+        assert not verify(PUBLIC, PURPOSE, b"data", other.sign(PURPOSE, b"data"))
+        assert not verify(PUBLIC, PURPOSE, b"date", signature)
+        assert not verify(PUBLIC, PURPOSE + b"2", b"data", signature)
+        assert not verify(other.public_bytes, PURPOSE, b"data", signature)
+    assert remembered.cache_info().currsize == remembered.cache_info().hits == 1
+
+
+def test_what_did_not_verify_is_not_remembered_and_what_did_is_verified_once(remembered):
+    for _ in range(3):
+        assert not verify(PUBLIC, PURPOSE, b"data", bytes(SIGNATURE_BYTES))
+    assert remembered.cache_info().currsize == 0
+    signature = KEY.sign(PURPOSE, b"data")
+    assert all(verify(PUBLIC, PURPOSE, b"data", signature) for _ in range(3))
+    assert remembered.cache_info().hits == 2
+
+
+def test_memory_is_bounded_and_what_was_forgotten_is_verified_again(remembered):
+    pairs = [(bytes([i]), KEY.sign(PURPOSE, bytes([i]))) for i in range(9)]
+    for _ in range(2):
+        for data, signature in pairs:
+            assert verify(PUBLIC, PURPOSE, data, signature)
+            assert not verify(PUBLIC, PURPOSE, data + b"!", signature)
+    assert remembered.cache_info().currsize == 4
+    long = bytes(signing.REMEMBERED_BYTES)
+    assert verify(PUBLIC, PURPOSE, long, KEY.sign(PURPOSE, long))
+    assert not verify(PUBLIC, PURPOSE, long, KEY.sign(PURPOSE, long + b"!"))
+    assert not remembered.cache_info().hits
+    assert signing._remembered is remembered
 
 
 @pytest.mark.parametrize("size", [0, 31, 33])

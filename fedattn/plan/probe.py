@@ -2,8 +2,9 @@
 
 Arbitrary token sequences of the model's full lengths: no conversation is read. Their number
 is the config's public one, never a data size. What is timed is what a device runs: local training
-with and without examples, and encoding; and the server's decoding. Keys, masks, evaluation and the
-loading of data are not in it.
+with and without examples, and encoding; and the server's decoding. Not in it: keys, shares, masks,
+signatures, ledgers, pricing, evaluation, the loading of data, and start-up; nor the workers of a
+simulation, which share a round's clients among them.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ _VECTORS = 4 + 8 + 8 + 8  # bytes a coordinate at the server: sum, integers, noi
 
 @dataclass(frozen=True)
 class Prediction:
-    """Serial clients on this machine; real conversations are shorter than the probe's."""
+    """Clients one after another in this process, with the threads that torch has here.
+
+    Real conversations are shorter than the probe's.
+    """
 
     seconds_per_example: float
     seconds_per_step: float  # without an example
@@ -37,7 +41,7 @@ class Prediction:
     seconds_per_client: float
     seconds_per_round: float
     seconds_per_run: float
-    peak_bytes: int  # of this process after the probe, and the server's vectors
+    peak_bytes: int  # of this process after the probe, and the server's vectors; no worker's
 
 
 def probe(config: Config, model: AttentionGenerator, dimension: int) -> Prediction:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from collections.abc import Mapping
 
 from fedattn.config import Config, Row
 from fedattn.config.protection import LARGEST_EPSILON
 from fedattn.errors import PrivacyError
 from fedattn.mechanism import Mechanism, check_mechanism, threshold_of
+from fedattn.privacy.binomial import mass, tail
 from fedattn.privacy.calibration import accounted
 from fedattn.privacy.events import round_event
 from fedattn.privacy.rows import RowSpend, is_amplified, row_spend
@@ -82,9 +85,7 @@ def skip_probability(config: Config) -> float:
     n, q = config.data.clients, config.privacy.client_rate
     if q == 1:
         return 0.0
-    from scipy.stats import binom  # type: ignore[import-untyped]
-
-    return float(binom.cdf(config.secagg.threshold - 1, n, q))
+    return tail(n, 1 - q, n - config.secagg.threshold)  # so many are not drawn
 
 
 def abort_probability(config: Config) -> float:
@@ -95,15 +96,12 @@ def abort_probability(config: Config) -> float:
     n, q = config.data.clients, config.privacy.client_rate
     if q == 1:
         return 0.0
-    from scipy.stats import binom
-
     share = config.secagg.dropout_share
-    fragile = [
-        size
+    return math.fsum(
+        mass(n, q, size)
         for size in range(config.secagg.threshold, n + 1)
         if threshold_of(config, size) > size - int(share * size)
-    ]
-    return float(binom.pmf(fragile, n, q).sum())
+    )
 
 
 def enough_participations(config: Config) -> int | None:
@@ -111,11 +109,14 @@ def enough_participations(config: Config) -> int | None:
 
     It must bind so rarely that its chance fits the part of delta left for such failures.
     """
-    for wanted in range(1, config.train.rounds + 1):
+
+    def is_kept(wanted: int) -> bool:
         privacy = config.privacy.model_copy(update={"max_participations": wanted})
-        if is_amplified(config.model_copy(update={"privacy": privacy})):
-            return wanted
-    return None
+        return is_amplified(config.model_copy(update={"privacy": privacy}))
+
+    caps = range(1, config.train.rounds + 1)
+    place = bisect_left(caps, True, key=is_kept)  # the larger, the more seldom it binds
+    return caps[place] if place < len(caps) else None
 
 
 def _check_pretended(config: Config) -> None:

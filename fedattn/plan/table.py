@@ -135,13 +135,14 @@ def _time(plan: Plan) -> list[tuple[str, str]]:
         (
             "time, predicted",
             f"{_duration(seen.seconds_per_run)} for the run, {_duration(seen.seconds_per_round)} "
-            f"a round: clients one after another, {seen.seconds_per_example * 1e3:.3g} ms an "
-            f"example, {seen.examples_per_client:g} of full length per client",
+            f"a round: training alone, clients one after another, "
+            f"{seen.seconds_per_example * 1e3:.3g} ms an example, {seen.examples_per_client:g} of "
+            "full length per client; a simulation's workers share them",
         ),
         (
             "memory, predicted",
-            f"{_bytes(seen.peak_bytes)} (probed on this machine; loading data, keys and "
-            "masks come on top)",
+            f"{_bytes(seen.peak_bytes)} (probed on this machine, in one process; data, keys, "
+            "masks and a simulation's workers come on top)",
         ),
     ]
 

@@ -11,11 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from fedattn.config import ROWS, Config, Row
 from fedattn.errors import PrivacyError
 from fedattn.mechanism import hypothetical_world
 from fedattn.privacy.accountants import EPSILON_LIMIT, Spend, View, spend
+from fedattn.privacy.binomial import mass, tail
 from fedattn.privacy.events import (
     Event,
     GaussianSum,
@@ -145,13 +147,17 @@ def amplification_failure(config: Config) -> float:
     on its sampling is not Poisson. A cohort that is large enough with a client and too small
     without it: the release then tells that it took part.
     """
-    n, q, rounds = config.data.clients, config.privacy.client_rate, config.train.rounds
+    q, rounds = config.privacy.client_rate, config.train.rounds
     if q == 1:
         return 0.0
-    from scipy.stats import binom  # type: ignore[import-untyped]
+    others, least = config.data.clients - 1, config.secagg.threshold
+    return _amplification_failure(rounds, q, participations(config), others, least)
 
-    capped = float(binom.sf(participations(config), rounds, q))
-    edge = float(binom.pmf(config.secagg.threshold - 1, n - 1, q))
+
+@lru_cache(maxsize=64)
+def _amplification_failure(rounds: int, q: float, cap: int, others: int, least: int) -> float:
+    capped = tail(rounds, q, cap)
+    edge = mass(others, q, least - 1)
     return capped + rounds * q * edge
 
 
