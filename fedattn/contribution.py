@@ -10,21 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Final
 
 import torch
 
-from fedattn.batches import Record, tokenize
 from fedattn.checkpoint import model_sha256, start_model, write_vector
 from fedattn.config import Config, DataConfig, ModelConfig
-from fedattn.data import Dialogue, data_stamp, load_partition
+from fedattn.data import data_stamp, load_partition
+from fedattn.kept_tokens import open_tokens
 from fedattn.model import AttentionGenerator, trainable_names
 from fedattn.randomness import Randomness
+from fedattn.records import ENDS, Record, surviving, tokenize
 from fedattn.start import Floats
 from fedattn.tokens import Tokenizer
 from fedattn.train import LocalResult, noise_only, train_locally
-
-_ENDS: Final = (KeyboardInterrupt, SystemExit, GeneratorExit)  # come from a person, not from data
 
 
 def contribute(
@@ -41,7 +39,7 @@ def contribute(
     try:
         own = records(data, index, tokenizer)
         return train_locally(model, tokenizer, own, config, randomness)
-    except _ENDS:
+    except ENDS:
         raise
     except BaseException:
         # Steps already taken left nothing behind; fresh randomness, or noise would repeat.
@@ -57,7 +55,13 @@ def installed_start(config: ModelConfig, seed: int | None) -> tuple[AttentionGen
 
 
 def records(data: DataConfig, index: int, tokenizer: Tokenizer) -> Sequence[Record]:
-    """The conversations of client `index`, tokenised; possibly none."""
+    """The conversations of client `index`, tokenised; possibly none.
+
+    Out of this simulation's token store, if it has one of `data`; else tokenised in this process.
+    """
+    stored = open_tokens(data, tokenizer.vocab_size)
+    if stored is not None:
+        return stored.train(index)
     return _tokenized(data.model_dump_json(), data_stamp(data), index, tokenizer.vocab_size)
 
 
@@ -68,20 +72,4 @@ def _tokenized(
     config = DataConfig.model_validate_json(config_json)
     dialogues = load_partition(config).train[index]
     tokenizer, limit = Tokenizer(vocab_size), config.max_reply_bytes
-    try:
-        return tuple(tokenize(dialogues, tokenizer, limit))
-    except _ENDS:
-        raise
-    except BaseException:
-        # One record that cannot be tokenised must not take the others with it: alone, it counts
-        # as absent, which one record's guarantee covers.
-        return tuple(record for item in dialogues for record in _alone(item, tokenizer, limit))
-
-
-def _alone(dialogue: Dialogue, tokenizer: Tokenizer, max_reply_bytes: int) -> list[Record]:
-    try:
-        return tokenize([dialogue], tokenizer, max_reply_bytes)
-    except _ENDS:
-        raise
-    except BaseException:
-        return []
+    return tuple(surviving(dialogues, lambda some: tokenize(some, tokenizer, limit)))

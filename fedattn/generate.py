@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
 from fedattn.batches import IGNORED, Pair, Record, collate, pair
+from fedattn.decoding import Decoding
 from fedattn.model import Attention, AttentionGenerator
 from fedattn.tokens import Tokenizer
 
@@ -70,11 +71,13 @@ def reply(
     Special tokens other than <eos> are never generated, nor an <eos> before any text.
     """
     device = next(model.parameters()).device
-    memory = model.encode(torch.tensor([list(context)], device=device))
+    decoding = Decoding(
+        model, model.encode(torch.tensor([list(context)], device=device)), max_tokens
+    )
     tokens = [tokenizer.bos]
     barred = [tokenizer.pad, tokenizer.bos, tokenizer.me, tokenizer.you]
     for step in range(max_tokens):
-        logits = model.decode(memory, torch.tensor([tokens], device=device))[0, -1]
+        logits = decoding.step(torch.tensor(tokens[-1:], device=device))[0]
         logits[barred] = -math.inf
         if step == 0:
             logits[tokenizer.eos] = -math.inf
@@ -97,28 +100,42 @@ def choose_pairs(
     return [pair(records[row], index, tokenizer, context_tokens) for row, index in places[:count]]
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def bits_per_byte(
-    model: AttentionGenerator, pairs: Sequence[Pair], tokenizer: Tokenizer, *, batch: int = 64
+    model: AttentionGenerator, pairs: Sequence[Pair], tokenizer: Tokenizer, *, places: int = 2048
 ) -> Quality:
     """Bits that the model needs for the whole replies and their ends, per byte of their text.
 
-    Every reply is scored in full, whatever length training cut replies to. No examples: NaN.
+    Every reply is scored in full, whatever length training cut replies to. Examples of alike
+    lengths are computed together, up to `places` tokens of context and reply, padding included;
+    nats are float32, their sum float64. No examples: NaN.
     """
     device = next(model.parameters()).device
-    order = sorted(pairs, key=lambda item: (len(item.reply), len(item.context)))
     nats, size = 0.0, 0
-    for start in range(0, len(order), batch):
-        group = order[start : start + batch]
+    for group in _alike(pairs, places):
         data = collate(group, tokenizer).to(device)
         logits = model(data.context, data.tokens)
-        nats += float(
-            F.cross_entropy(
-                logits.flatten(0, 1).float(),
-                data.targets.flatten(),
-                ignore_index=IGNORED,
-                reduction="sum",
-            )
+        each = F.cross_entropy(
+            logits.flatten(0, 1).float(),
+            data.targets.flatten(),
+            ignore_index=IGNORED,
+            reduction="none",
         )
+        nats += float(each.sum(dtype=torch.float64))
         size += sum(len(tokenizer.decode(item.reply).encode()) for item in group)
-    return Quality(nats / math.log(2) / size if size else math.nan, len(order), size)
+    return Quality(nats / math.log(2) / size if size else math.nan, len(pairs), size)
+
+
+def _alike(pairs: Sequence[Pair], places: int) -> Iterator[list[Pair]]:
+    """All of `pairs`, those of alike lengths together: at most `places` in a group, or one pair."""
+    group: list[Pair] = []
+    width = 0
+    for item in sorted(pairs, key=lambda each: (len(each.reply), len(each.context))):
+        wider = max(width, len(item.context))  # (no reply so far was longer than this one)
+        if group and (len(group) + 1) * (wider + len(item.reply)) > places:
+            yield group
+            group, wider = [], len(item.context)
+        group.append(item)
+        width = wider
+    if group:
+        yield group

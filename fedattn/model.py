@@ -13,17 +13,32 @@ alone; sequences of any length can be scored.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedattn.attention import (
+    MAX_DISTANCE,
+    MultiHeadAttention,
+    RelativePositionBias,
+    distance_buckets,
+)
 from fedattn.config import Architecture
 from fedattn.parameters import NUM_BUCKETS, SPECIALS, is_trainable
 
-MAX_DISTANCE = 128
+__all__ = [
+    "MAX_DISTANCE",
+    "NUM_BUCKETS",
+    "Attention",
+    "AttentionGenerator",
+    "Memory",
+    "RelativePositionBias",
+    "count_parameters",
+    "distance_buckets",
+    "trainable_names",
+]
 
 
 @dataclass(frozen=True)
@@ -44,78 +59,6 @@ class Attention:
     encoder: tuple[Tensor, ...]  # (B, H, S, S)
     decoder: tuple[Tensor, ...]  # (B, H, T, T)
     cross: tuple[Tensor, ...]  # (B, H, T, S)
-
-
-class RelativePositionBias(nn.Module):
-    """Adds b[bucket(distance), head] to attention scores.
-
-    `forward` takes the scores, so that the backward pass hands over one gradient per record: the
-    parameter itself has no batch dimension, and a sampler that looked only at it would see the
-    batch's sum.
-    """
-
-    def __init__(self, heads: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(NUM_BUCKETS, heads))
-
-    def forward(self, buckets: Tensor, scores: Tensor) -> Tensor:
-        """Scores (B, H, T, S) plus the bias of `buckets` (T, S), int64.
-
-        Scores come last: Opacus reads the batch size off a module's last input.
-        """
-        return scores + self.weight[buckets].permute(2, 0, 1)
-
-
-def distance_buckets(queries: Tensor, keys: Tensor, *, bidirectional: bool) -> Tensor:
-    """Bucket (T, S) of each distance query - key; half of the buckets are logarithmic.
-
-    Raffel et al. 2020: exact buckets up to a half, logarithmic ones to MAX_DISTANCE, one shared
-    by all that lies beyond. With `bidirectional` the sign takes one bit of the bucket.
-    """
-    distance = queries[:, None] - keys[None, :]
-    buckets, offset = NUM_BUCKETS, torch.zeros_like(distance)
-    if bidirectional:
-        buckets //= 2
-        offset = (distance < 0).long() * buckets
-        distance = distance.abs()
-    distance = distance.clamp(min=0)
-    exact = buckets // 2
-    scale = (buckets - exact) / math.log(MAX_DISTANCE / exact)
-    far = exact + (torch.log(distance.clamp(min=1).float() / exact) * scale).long()
-    return offset + torch.where(distance < exact, distance, far.clamp(max=buckets - 1))
-
-
-class MultiHeadAttention(nn.Module):
-    """softmax(Q K^T / sqrt(d_k) + b) V, heads side by side."""
-
-    def __init__(self, d_model: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.query = nn.Linear(d_model, d_model)
-        # no bias: it would add one number to all scores of a row, which softmax ignores
-        self.key = nn.Linear(d_model, d_model, bias=False)
-        self.value = nn.Linear(d_model, d_model)
-        self.out = nn.Linear(d_model, d_model)
-        self.bias = RelativePositionBias(heads)
-
-    def forward(
-        self, x: Tensor, memory: Tensor, buckets: Tensor, blocked: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """From x (B, T, d) to memory (B, S, d); `blocked` broadcasts to (B, H, T, S).
-
-        Returns the output (B, T, d) and the weights A (B, H, T, S).
-        """
-        q, k, v = (self._split(f(z)) for f, z in self._projections(x, memory))
-        scores = (q @ k.transpose(-2, -1)) * (q.shape[-1] ** -0.5)
-        weights = self.bias(buckets, scores).masked_fill(blocked, -torch.inf).softmax(dim=-1)
-        mixed = (weights @ v).transpose(1, 2).flatten(2)  # (B, T, d)
-        return self.out(mixed), weights
-
-    def _projections(self, x: Tensor, memory: Tensor) -> list[tuple[nn.Module, Tensor]]:
-        return [(self.query, x), (self.key, memory), (self.value, memory)]
-
-    def _split(self, z: Tensor) -> Tensor:
-        return z.view(*z.shape[:2], self.heads, -1).transpose(1, 2)  # (B, H, T, d_k)
 
 
 class FeedForward(nn.Module):
@@ -142,12 +85,14 @@ class EncoderLayer(nn.Module):
         self.norm_feed = nn.LayerNorm(d_model)
         self.feed = FeedForward(d_model)
 
-    def forward(self, x: Tensor, buckets: Tensor, blocked: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, S, d) -> (B, S, d) and the attention weights."""
+    def forward(
+        self, x: Tensor, buckets: Tensor, blocked: Tensor, seen: list[Tensor] | None = None
+    ) -> Tensor:
+        """(B, S, d) -> (B, S, d); appends the attention weights to `seen`."""
         h = self.norm_attention(x)
-        mixed, weights = self.attention(h, h, buckets, blocked)
-        x = x + mixed
-        return x + self.feed(self.norm_feed(x)), weights
+        x = x + self.attention(h, h, buckets, blocked, seen)
+        out: Tensor = x + self.feed(self.norm_feed(x))
+        return out
 
 
 class DecoderLayer(nn.Module):
@@ -169,15 +114,16 @@ class DecoderLayer(nn.Module):
         buckets: Tensor,
         cross_buckets: Tensor,
         future: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, T, d) -> (B, T, d), self-attention weights, cross-attention weights."""
+        seen: tuple[list[Tensor], list[Tensor]] | None = None,
+    ) -> Tensor:
+        """(B, T, d) -> (B, T, d); appends self- and cross-attention weights to `seen`."""
+        own, across = (None, None) if seen is None else seen
         h = self.norm_attention(x)
-        mixed, own = self.attention(h, h, buckets, future)
-        x = x + mixed
+        x = x + self.attention(h, h, buckets, future, own)
         blocked = ~memory.mask[:, None, None, :]
-        mixed, cross = self.cross(self.norm_cross(x), memory.values, cross_buckets, blocked)
-        x = x + mixed
-        return x + self.feed(self.norm_feed(x)), own, cross
+        x = x + self.cross(self.norm_cross(x), memory.values, cross_buckets, blocked, across)
+        out: Tensor = x + self.feed(self.norm_feed(x))
+        return out
 
 
 class AttentionGenerator(nn.Module):
@@ -218,37 +164,25 @@ class AttentionGenerator(nn.Module):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
-    def encode(self, context: Tensor) -> Memory:
-        """Memory of a left-padded context (B, S), int64."""
-        return self._encode(context)[0]
-
-    def decode(self, memory: Memory, tokens: Tensor) -> Tensor:
-        """Logits (B, T, V) after each of `tokens` (B, T), which start with <bos>."""
-        return self._decode(memory, tokens)[0]
-
-    def forward(self, context: Tensor, tokens: Tensor) -> Tensor:
-        """Logits (B, T, V): row t scores the reply token that follows tokens[:, t]."""
-        return self.decode(self.encode(context), tokens)
-
-    def attend(self, context: Tensor, tokens: Tensor) -> tuple[Tensor, Attention]:
-        """As `forward`, with the attention weights of every layer."""
-        memory, encoder = self._encode(context)
-        logits, own, cross = self._decode(memory, tokens)
-        return logits, Attention(tuple(encoder), tuple(own), tuple(cross))
-
-    def _encode(self, context: Tensor) -> tuple[Memory, list[Tensor]]:
+    def encode(self, context: Tensor, seen: list[Tensor] | None = None) -> Memory:
+        """Memory of a left-padded context (B, S), int64; appends attention weights to `seen`."""
         mask = context != self.pad
         places = torch.arange(context.shape[1], device=context.device)
         buckets = distance_buckets(places, places, bidirectional=True)
         # an all-padding row may look at its padding: softmax over nothing would be NaN
-        blocked = ~(mask | ~mask.any(1, keepdim=True))[:, None, None, :]
-        x, weights = self.embedding(context), []
+        mask = mask | ~mask.any(1, keepdim=True)
+        x: Tensor = self.embedding(context)
         for layer in self.encoder:
-            x, seen = layer(x, buckets, blocked)
-            weights.append(seen)
-        return Memory(self.norm_memory(x), mask | ~mask.any(1, keepdim=True)), weights
+            x = layer(x, buckets, ~mask[:, None, None, :], seen)
+        return Memory(self.norm_memory(x), mask)
 
-    def _decode(self, memory: Memory, tokens: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    def decode(
+        self, memory: Memory, tokens: Tensor, seen: tuple[list[Tensor], list[Tensor]] | None = None
+    ) -> Tensor:
+        """Logits (B, T, V) after each of `tokens` (B, T), which start with <bos>.
+
+        Appends self- and cross-attention weights to `seen`.
+        """
         length, slots = tokens.shape[1], memory.mask.shape[1]
         places = torch.arange(length, device=tokens.device)
         buckets = distance_buckets(places, places, bidirectional=False)
@@ -256,13 +190,23 @@ class AttentionGenerator(nn.Module):
             places + slots, torch.arange(slots, device=tokens.device), bidirectional=False
         )
         future = places[None, :] > places[:, None]
-        x, own_weights, cross_weights = self.embedding(tokens), [], []
+        x: Tensor = self.embedding(tokens)
         for layer in self.decoder:
-            x, own, cross = layer(x, memory, buckets, cross_buckets, future)
-            own_weights.append(own)
-            cross_weights.append(cross)
+            x = layer(x, memory, buckets, cross_buckets, future, seen)
         logits: Tensor = self.head(self.norm_out(x))
-        return logits, own_weights, cross_weights
+        return logits
+
+    def forward(self, context: Tensor, tokens: Tensor) -> Tensor:
+        """Logits (B, T, V): row t scores the reply token that follows tokens[:, t]."""
+        return self.decode(self.encode(context), tokens)
+
+    def attend(self, context: Tensor, tokens: Tensor) -> tuple[Tensor, Attention]:
+        """As `forward`, with the attention weights of every layer."""
+        encoder: list[Tensor] = []
+        own: list[Tensor] = []
+        cross: list[Tensor] = []
+        logits = self.decode(self.encode(context, encoder), tokens, (own, cross))
+        return logits, Attention(tuple(encoder), tuple(own), tuple(cross))
 
 
 def trainable_names(model: AttentionGenerator, which: str) -> list[str]:

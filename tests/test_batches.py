@@ -83,6 +83,33 @@ def test_collate_pads_contexts_left_and_replies_right(rows, cut):
         assert batch.targets[row].tolist() == reply + [IGNORED] * spare
 
 
+def looped(pairs, cut):
+    """Row by row: what `collate` does at once."""
+    replies = [reply[:cut] for _, reply in pairs]
+    width, length = max(len(context) for context, _ in pairs), max(map(len, replies))
+    context = torch.full((len(pairs), width), TOKENIZER.pad)
+    tokens = torch.full((len(pairs), length), TOKENIZER.pad)
+    targets = torch.full((len(pairs), length), IGNORED)
+    for row, (each, reply) in enumerate(zip(pairs, replies, strict=True)):
+        context[row, width - len(each.context) :] = torch.tensor(each.context)
+        tokens[row, : len(reply)] = torch.tensor([TOKENIZER.bos, *reply[:-1]])
+        targets[row, : len(reply)] = torch.tensor(reply)
+    return context, tokens, targets
+
+
+ANY = st.lists(st.integers(0, 261), max_size=9)
+
+
+@given(st.lists(st.builds(Pair, ANY, ANY), min_size=1, max_size=6), st.none() | st.integers(1, 12))
+def test_collate_is_the_loop_over_rows_to_the_last_bit(pairs, cut):
+    batch = collate(pairs, TOKENIZER, cut)
+    made = (batch.context, batch.tokens, batch.targets)
+    for one, other in zip(made, looped(pairs, cut), strict=True):
+        assert torch.equal(one, other)
+        assert one.dtype == other.dtype
+        assert one.is_contiguous()
+
+
 def test_records_and_batches_do_not_print_their_content():
     (record,) = tokenize([dialogue(("a", "canary"), ("b", "canary"))], TOKENIZER, 512)
     batch = collate([pair(record, 1, TOKENIZER, 9)], TOKENIZER)

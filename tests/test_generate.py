@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 import torch
@@ -33,10 +34,10 @@ def push(model, token, amount):
     return model
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(24))
 def test_generation_is_the_argmax_of_plain_forward_passes(generator, tokenizer, seed):
     model = push(generator(seed), tokenizer.eos, 2.0)
-    context = [tokenizer.you, 5, 6, 7 + seed]
+    context = [tokenizer.you, 5, 6, 7 + seed, *range(20, 20 + 3 * (seed % 5))]
     with torch.no_grad():
         expected = slow_reply(model, tokenizer, context, 12)
     made = reply(model, tokenizer, context, max_tokens=12)
@@ -95,8 +96,8 @@ def test_chosen_pairs_are_the_same_in_every_run_and_depend_on_the_label(make_rec
     assert choose_pairs([], tokenizer, 12, 5, "test") == []
 
 
-@pytest.mark.parametrize("batch", [1, 3, 64])
-def test_bits_per_byte_is_the_slow_sum_over_whole_replies(generator, tokenizer, batch):
+@pytest.mark.parametrize("places", [1, 60, 10_000])
+def test_bits_per_byte_is_the_slow_sum_over_whole_replies(generator, tokenizer, places):
     model = generator()
     texts = [("hi there", "hello"), ("a", "your name, please? " * 2), ("bb", "好"), ("c", "d")]
     pairs = [
@@ -110,9 +111,28 @@ def test_bits_per_byte_is_the_slow_sum_over_whole_replies(generator, tokenizer, 
             logs = model(torch.tensor([context]), inputs)[0].double().log_softmax(-1)
             bits -= sum(float(logs[t, token]) for t, token in enumerate(ids)) / math.log(2)
     size = sum(len(text.encode()) for _, text in texts)
-    made = bits_per_byte(model, pairs, tokenizer, batch=batch)
+    made = bits_per_byte(model, pairs, tokenizer, places=places)
     assert made.bpb == pytest.approx(bits / size, rel=1e-5)
     assert (made.examples, made.bytes) == (4, size)
+
+
+def test_examples_of_alike_lengths_are_computed_together_in_bounded_memory(
+    generator, tokenizer, monkeypatch
+):
+    model, rng, seen = generator(), random.Random(0), []
+    true_forward = model.forward
+
+    def watch(context, tokens):
+        seen.append((len(context), context.shape[1] + tokens.shape[1]))
+        return true_forward(context, tokens)
+
+    monkeypatch.setattr(model, "forward", watch)
+    pairs = [Pair([5] * rng.randint(1, 12), [7] * rng.choice([1, 2, 3, 9, 90])) for _ in range(60)]
+    bits_per_byte(model, pairs, tokenizer, places=100)
+    assert sum(rows for rows, _ in seen) == 60
+    assert all(rows * length <= 100 or rows == 1 for rows, length in seen)
+    computed = sum(rows * length for rows, length in seen)
+    assert computed < 1.25 * sum(len(each.context) + len(each.reply) for each in pairs)
 
 
 def test_no_examples_have_no_bits_per_byte(generator, tokenizer):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedattn.batches import Pair, tokenize
+from fedattn.batches import Pair, Record, tokenize
 from fedattn.config import Config
-from fedattn.data import Dialogue, load_partition
+from fedattn.data import load_partition
 from fedattn.generate import OPENERS, Quality, bits_per_byte, choose_pairs, reply_to
+from fedattn.kept_tokens import open_tokens
 from fedattn.model import AttentionGenerator
 from fedattn.tokens import Tokenizer
 
@@ -18,13 +19,9 @@ class Evaluation:
     def __init__(self, config: Config, model: AttentionGenerator) -> None:
         self.config, self.model = config, model
         self.tokenizer = Tokenizer(model.shape.vocab_size)
-        # Of the data the server uses the held-out conversations alone: those it may see. (In a
-        # simulation one process reads the file for server and devices.)
-        held_out = load_partition(config.data)
-        self.test = self._pairs(held_out.test, config.eval.examples, "test")
-        self.progress = self._pairs(
-            held_out.validation, config.eval.progress_examples, "validation"
-        )
+        test, validation = self._held_out()
+        self.test = self._pairs(test, config.eval.examples, "test")
+        self.progress = self._pairs(validation, config.eval.progress_examples, "validation")
 
     def quality(self, pairs: Sequence[Pair]) -> Quality:
         """Bits per byte of `pairs` under the model as it is now."""
@@ -40,7 +37,23 @@ class Evaluation:
         """Greedy replies to openers of our own: no held-out person's words enter a report."""
         return [reply_to(self.model, self.tokenizer, [opener]).text for opener in self.openers]
 
-    def _pairs(self, dialogues: Sequence[Dialogue], count: int, label: str) -> list[Pair]:
-        records = tokenize(dialogues, self.tokenizer, self.config.data.max_reply_bytes)
+    def _held_out(self) -> tuple[Sequence[Record], Sequence[Record]]:
+        """The conversations for test and validation.
+
+        Of the data the server uses these alone: those it may see. (In a simulation one store, or
+        one process that reads the file, serves server and devices.)
+        """
+        data = self.config.data
+        stored = open_tokens(data, self.tokenizer.vocab_size)
+        if stored is not None:
+            return stored.test, stored.validation
+        part = load_partition(data)
+        test, validation = (
+            tokenize(dialogues, self.tokenizer, data.max_reply_bytes)
+            for dialogues in (part.test, part.validation)
+        )
+        return test, validation
+
+    def _pairs(self, records: Sequence[Record], count: int, label: str) -> list[Pair]:
         shape = self.model.shape
         return choose_pairs(records, self.tokenizer, shape.context_tokens, count, label)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fedattn.config import DataConfig
 from fedattn.data import Dialogue, Turn, examples, owner_of, partition
 from fedattn.data.dialogue import merge
-from fedattn.data.filters import keeps, repeats_itself
+from fedattn.data.filters import _RUN, _repeats_in_the_middle, keeps, repeats_itself
 from fedattn.data.splits import client_of, is_kept, split_of, user_split
 from fedattn.errors import DataError
 
@@ -257,6 +257,18 @@ def test_a_long_copy_of_an_earlier_turn_is_no_example():
 )
 def test_degenerate_repeats(text, is_degenerate):
     assert repeats_itself(text) is is_degenerate
+
+
+@given(
+    st.text("ab c", max_size=70), st.text("abc ", min_size=1, max_size=8), st.integers(8, 14),
+    st.text("ab c", max_size=70),
+)  # fmt: skip
+@settings(max_examples=1000, deadline=None)
+def test_no_text_that_is_half_a_run_is_passed_over(before, unit, times, after):
+    text = before + unit * times + after
+    run = _RUN.search(text)
+    if run and 2 * (run.end() - run.start()) >= len(text):
+        assert _repeats_in_the_middle(text)
 
 
 @pytest.mark.parametrize(
