@@ -16,6 +16,7 @@ from typing import Any, ClassVar, TypeAlias
 from fedattn.config import Config
 from fedattn.errors import PrivacyError
 from fedattn.mechanism import Mechanism
+from fedattn.noise import grid_growth
 
 
 @dataclass(frozen=True, order=True)
@@ -163,6 +164,22 @@ def event_from_dict(raw: object) -> Event:
     return event_type(**{key: value for key, value in raw.items() if key != "kind"})
 
 
+def _require_fine_grid(config: Config, dimension: int) -> None:
+    """PrivacyError if rounding to the noise's grid could use up what clipping keeps free.
+
+    Records are clipped to C (1 - 1e-3) (`clipping.CLIP_MARGIN`); half of what that leaves of C is
+    the grid's. Reached by 10^7 parameters at a noise multiplier of about 10.
+    """
+    privacy = config.privacy
+    growth = grid_growth(privacy.noise_multiplier * privacy.clip_norm, dimension)
+    if growth > 5e-4 * privacy.clip_norm:
+        raise PrivacyError(
+            f"noise_multiplier {privacy.noise_multiplier:g} over {dimension} trainable parameters: "
+            f"rounding to the noise's grid moves sums by {growth / privacy.clip_norm:.1e} of "
+            "clip_norm, at most 5e-4 is accounted for; train fewer parameters or lower it"
+        )
+
+
 def round_event(config: Config, dimension: int) -> Event:
     """What one round of `config` does to a unit: the event that its intent must state.
 
@@ -174,6 +191,7 @@ def round_event(config: Config, dimension: int) -> Event:
     if privacy.unit == "none":
         return NoNoise()
     if privacy.noise == "local":
+        _require_fine_grid(config, dimension)
         return PoissonGaussian(
             sampling_rate=privacy.sampling_rate,
             noise_multiplier=privacy.noise_multiplier,

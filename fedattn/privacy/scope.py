@@ -6,6 +6,7 @@ They follow from the config alone, so that an audit derives them again.
 from __future__ import annotations
 
 from fedattn.config import Config
+from fedattn.privacy.masks import masks_assumptions
 from fedattn.privacy.sentences import HONEST_BUT_CURIOUS, Sentences, labels
 
 
@@ -27,6 +28,7 @@ def assumptions(config: Config, authority_held_by: str | None = None) -> Sentenc
         "The server ran no rounds beside those of this ledger, in a run that it shows to nobody; "
         "devices count those, too, and answer no round of a run twice.",
         "Noise and sampling came from the operating system's entropy and were kept secret.",
+        *masks_assumptions(config),
         *_secure_aggregation(config, authority_held_by),
         _arithmetic(config),
         "How long a device took to answer, and whether it answered, revealed nothing about its "
@@ -103,14 +105,13 @@ def _authority(held_by: str | None) -> str:
 def _arithmetic(config: Config) -> str:
     if config.privacy.noise == "local":
         return (
-            "Arithmetic in floating point behaves as the real-number analysis does, up to "
-            "roundings that reveal nothing."
+            "Gradients, norms and sums are computed in floating point: their roundings are assumed "
+            "to stay within the margin below clip_norm to which records are clipped. The noise and "
+            "the noised sum lie on one grid, so their low bits reveal nothing."
         )
-    server = config.privacy.noise == "server"
     return (
         "Gradients, norms, sums and rotations are computed in floating point: their roundings are "
-        "assumed not to move neighbouring sums further apart than the stated sensitivity"
-        + (", and the low bits of the server's noise to reveal nothing." if server else ".")
+        "assumed not to move neighbouring sums further apart than the stated sensitivity."
     )
 
 

@@ -134,3 +134,10 @@ def test_a_pretended_cohort_scales_the_noise_of_the_event_down() -> None:
     for name, value in event_to_dict(expected).items():
         stated = event_to_dict(pretended)[name]
         assert stated == value or math.isclose(stated, value, rel_tol=1e-12)
+
+
+def test_noise_whose_grid_is_too_coarse_for_the_margin_is_refused() -> None:
+    local = config(noise_multiplier=20.0)
+    round_event(local, 10**6)
+    with pytest.raises(PrivacyError, match=r"grid moves sums by .* of clip_norm"):
+        round_event(local, 10**7)
