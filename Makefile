@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export FLWR_TELEMETRY_ENABLED := 0
 
-.PHONY: simulate deploy-demo test test-slow check pretrain clean
+.PHONY: simulate deploy-demo test test-slow check bench pretrain clean
 
 simulate: $(VENV)/.installed
 	$(BIN)/fedattn simulate configs/quickstart.yaml
@@ -24,6 +24,10 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Figures as ratios in one run, into docs/benchmarks.md; wants the machine for itself, 20 minutes.
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.table
 
 pretrain: $(VENV)/.dev
 	$(BIN)/python -m fedattn.pretrain
