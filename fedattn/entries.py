@@ -13,8 +13,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from fedattn.errors import LedgerError, PrivacyError
 from fedattn.privacy.events import Event, event_from_dict
 
-LEDGER_FORMAT: Final = "fedattn-ledger/3"
+LEDGER_FORMAT: Final = "fedattn-ledger/4"
 TORN_BYTES: Final = 4096  # of a line that was cut off, this many are kept
+SIMULATION: Final = "simulation"  # the holder of an authority that one party plays with all others
+SIMULATED: Final = "simulate"  # what creates such a run
 
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # SHA-256 or a raw public key, in hex
 Signature = Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
@@ -22,6 +24,7 @@ Count = Annotated[int, Field(ge=0)]
 Round = Annotated[int, Field(ge=1)]
 Party = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,100}$")]  # as one line of text
 Outcome: TypeAlias = Literal["completed", "budget", "interrupted", "aborted"]
+SecureAggregation: TypeAlias = Literal["masked", "arithmetic"]
 AbortReason: TypeAlias = Literal["threshold", "protocol", "decode", "interrupted", "error"]
 
 
@@ -42,7 +45,7 @@ class Body(BaseModel):
 class Open(Body):
     """The first entry: what the run is about to do, with which data, keys and weights."""
 
-    format: Literal["fedattn-ledger/3"] = LEDGER_FORMAT
+    format: Literal["fedattn-ledger/4"] = LEDGER_FORMAT
     fedattn_version: str
     config: dict[str, Any]
     config_sha256: Hash
@@ -54,6 +57,7 @@ class Open(Body):
     dimension: Round  # trainable parameters
     engine: str
     created_by: str
+    secure_aggregation: SecureAggregation  # as the config says; arithmetic: masks were skipped
     authority_held_by: Party  # who certified the devices: "simulation", "server", or a name
 
 

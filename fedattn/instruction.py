@@ -15,12 +15,12 @@ from typing import Any
 
 from fedattn.config import Config, config_from_dict
 from fedattn.encoding import RoundCodec, codec_of, codec_seed
-from fedattn.errors import ProtocolError
+from fedattn.errors import PrivacyError, ProtocolError, UpdateError
 from fedattn.mechanism import threshold_of
-from fedattn.privacy.events import Event, event_from_dict, event_to_dict
+from fedattn.privacy.events import Event, event_from_dict, event_to_dict, round_event
 from fedattn.secagg import RoundSpec, graph
 
-FORMAT = "fedattn-instruction/2"
+FORMAT = "fedattn-instruction/3"
 
 
 @lru_cache(maxsize=64)
@@ -42,7 +42,7 @@ class Instruction:
     roster: tuple[bytes, ...]  # of this round: raw Ed25519 public keys; client i is entry i - 1
     event: Event
 
-    @property
+    @cached_property
     def document(self) -> bytes:
         """Canonical JSON: sorted keys, no spaces."""
         fields = {
@@ -59,16 +59,45 @@ class Instruction:
         }
         return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
 
-    @property
+    @cached_property
     def sha256(self) -> bytes:
         """The 32-byte hash of `document`."""
         return hashlib.sha256(self.document).digest()
 
+    @cached_property
+    def config_sha256(self) -> str:
+        """The config's own hash."""
+        return self.config.sha256()
+
+    @cached_property
+    def demanded_event(self) -> Event:
+        """What the config makes of a round of this dimension: what `event` must be."""
+        return round_event(self.config, self.dimension)
+
+    @cached_property
+    def is_computable(self) -> bool:
+        """Whether codec and protocol can be followed to the end, whatever the vector.
+
+        ProtocolError("spec.*" | "graph.*") for a round that cannot be.
+        """
+        try:
+            self.codec.require_encodable()
+            _ = self.spec
+        except (UpdateError, PrivacyError):
+            return False
+        return True
+
     @property
+    def is_masked(self) -> bool:
+        """Whether masks hide each upload; else whoever runs the round sees all of them."""
+        return self.config.secure_aggregation == "masked"
+
+    @cached_property
     def spec(self) -> RoundSpec:
         """The secure-aggregation round that this instruction sets."""
         secagg, codec = self.config.secagg, self.codec
-        degree, share_threshold = (0, 0) if secagg.graph == "complete" else self._neighbours
+        is_complete = secagg.graph == "complete" or not self.is_masked
+        degree, share_threshold = (0, 0) if is_complete else self._neighbours
         return RoundSpec(
             instruction_hash=self.sha256,
             round=self.round,
@@ -79,6 +108,7 @@ class Instruction:
             modulus_bits=codec.modulus_bits,
             degree=degree,
             share_threshold=share_threshold,
+            is_masked=self.is_masked,
         )
 
     @property
@@ -105,7 +135,15 @@ class Instruction:
 
     @classmethod
     def parse(cls, document: bytes) -> Instruction:
-        """Read a document; ProtocolError unless it is canonical, so that its hash names it."""
+        """Read a document; ProtocolError unless it is canonical, so that its hash names it.
+
+        The last few are remembered, for every stage of a round (and, in a simulation, every
+        device of a process) reads the same one.
+        """
+        return _parsed(document)
+
+    @classmethod
+    def _read(cls, document: bytes) -> Instruction:
         try:
             raw: dict[str, Any] = json.loads(document)
             if raw.pop("format") != FORMAT:
@@ -126,3 +164,8 @@ class Instruction:
         if instruction.document != document:
             raise ProtocolError("instruction.canonical", "the document is not in canonical form")
         return instruction
+
+
+@lru_cache(maxsize=4)
+def _parsed(document: bytes) -> Instruction:
+    return Instruction._read(document)

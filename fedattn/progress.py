@@ -182,9 +182,11 @@ def privacy_table(report: Report) -> Table:
     totals, pretended = report.totals, report.hypothetical
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("against")
-    table.add_column("epsilon" if pretended is None else "real epsilon", justify="right")
+    masked = "" if report.secure_aggregation == "masked" else ", as if masked"
+    shown_as = "epsilon" if pretended is None else "real epsilon"
+    table.add_column(f"{shown_as}{masked}", justify="right")
     if pretended is not None:
-        table.add_column(f"{HYPOTHETICAL} epsilon", justify="right")
+        table.add_column(f"{HYPOTHETICAL} epsilon{masked}", justify="right")
     table.add_column("budget", justify="right")
     for row in ROWS:
         shown = [show_epsilon(totals.epsilons[row])]

@@ -1,4 +1,4 @@
-"""A whole federation in one process: run directory, keys, devices, embedded grid, result."""
+"""A whole federation on one machine: run directory, keys, devices, embedded grid, result."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 Engine: TypeAlias = Literal["embedded", "ray"]
 CONFIG_FILE = "config.yaml"
+_CLIENT_APP = "fedattn.flower.client_app:app"
+_FIRST_NODE = 100
 _EXITS = {
     "completed": EXIT_OK,
     "budget": EXIT_BUDGET,
@@ -229,27 +231,55 @@ def _embedded(
     from flwr.app import Context, RecordDict
 
     from fedattn.flower.client_app import POLICY_FILE
-    from fedattn.flower.client_app import app as client_app
+    from fedattn.flower.embedded.contexts import LazyNodes
     from fedattn.flower.grid import EmbeddedGrid
     from fedattn.flower.server_app import app as server_app
 
-    policy = run_dir / "devices" / POLICY_FILE
-    grid = EmbeddedGrid(
-        client_app,
-        {
-            100 + i: {"device-dir": str(folder), "policy": str(policy), "partition-id": i}
-            for i, folder in enumerate(_folders(config, run_dir))
-        },
+    devices = run_dir / "devices"
+
+    def node_config(node: int) -> dict[str, str | int]:
+        place = node - _FIRST_NODE
+        return {
+            "device-dir": str(_folder(run_dir, place)),
+            "policy": str(devices / POLICY_FILE),
+            "partition-id": place,
+        }
+
+    with EmbeddedGrid(
+        _CLIENT_APP,
+        LazyNodes(range(_FIRST_NODE, _FIRST_NODE + config.data.clients), node_config),
         faults=config.faults,
         taps=taps,
-    )
-    if observer is not None:
-        grid.observer = observer  # type: ignore[attr-defined]
-    server_app(grid, Context(grid.run.run_id, 1, {}, RecordDict(), run_config))
+        workers=_workers(config),
+        threads=config.train.threads or 1,
+    ) as grid:
+        if observer is not None:
+            grid.observer = observer  # type: ignore[attr-defined]
+        server_app(grid, Context(grid.run.run_id, 1, {}, RecordDict(), run_config))
+
+
+def _workers(config: Config) -> int:
+    """How many processes answer for the clients: no more than there are clients.
+
+    `auto` is one for each core that this process may use; none where clients train on a GPU, which
+    they would only share, each process with its own copy of the driver's memory.
+    """
+    if config.workers != "auto":
+        return min(config.workers, config.data.clients)
+    from fedattn.placement import usable_device
+
+    if usable_device(config.train.device).type != "cpu":
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(cores or 1, config.data.clients)
+
+
+def _folder(run_dir: Path, place: int) -> Path:
+    return run_dir / "devices" / f"client-{place + 1}"
 
 
 def _folders(config: Config, run_dir: Path) -> list[Path]:
-    return [run_dir / "devices" / f"client-{i + 1}" for i in range(config.data.clients)]
+    return [_folder(run_dir, place) for place in range(config.data.clients)]
 
 
 def _key_path(config: Config, run_dir: Path) -> Path:

@@ -63,6 +63,7 @@ def tiny(path: Path, **changes: Any) -> Config:
     """A config that trains in a second; `changes` are nested updates, e.g. train={'rounds': 1}."""
     raw: dict[str, Any] = {
         "name": "test",
+        "workers": 0,  # in this process, where a test may replace things
         "data": {"source": "jsonl", "path": str(path), "salt": "test", "clients": 4},
         "model": {
             "start": "random",

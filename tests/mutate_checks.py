@@ -25,14 +25,19 @@ from pathlib import Path
 
 from tests.mutants import ROOT, Finder, Mutant, find, path_of
 
-_THEMES = ("keys", "rosters", "packets", "replays", "survivors", "seeds", "neighbours")
+_THEMES = ("keys", "rosters", "packets", "replays", "survivors", "seeds", "neighbours", "masks")
 PROTOCOL = [f"tests/attacks/test_{theme}.py" for theme in _THEMES]
-DEVICE = ["tests/attacks/test_instructions.py", "tests/attacks/test_flower.py"]
+DEVICE = [f"tests/attacks/test_{theme}.py" for theme in ("instructions", "flower", "masks")]
+WITHOUT_MASKS = ["tests/attacks/test_masks.py", "tests/secagg/test_arithmetic.py"]
 CERTIFICATES = ["tests/attacks/test_rosters.py", "tests/test_certificates.py"]
 FALLBACK = ["tests/secagg/test_client_checks.py"]
 # module -> (the attacks that reach it, its functions that a client runs; none named: all)
 TARGETS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "fedattn.secagg.client": (PROTOCOL, ()),
+    "fedattn.secagg.arithmetic": (
+        WITHOUT_MASKS,
+        ("from_bytes", "upload", "confirm", "_require_unmasked", "_require_step"),
+    ),
     "fedattn.secagg.shown": (PROTOCOL, ()),
     "fedattn.secagg.wire": (PROTOCOL, ("body_of", "open_signed", "open_server")),
     "fedattn.secagg.keys": (PROTOCOL, ("require_usable",)),
@@ -41,7 +46,7 @@ TARGETS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "fedattn.device": ([*DEVICE, "tests/test_limits.py"], ()),
     "fedattn.policy.rules": ([*DEVICE, "tests/test_policy.py", "tests/test_limits.py"], ()),
     "fedattn.instruction": (DEVICE, ("parse",)),
-    "fedattn.flower.client_app": (DEVICE, ("_resume", "_check_intent")),
+    "fedattn.flower.client_app": (DEVICE, ("_resume", "_resume_masked", "_check_intent")),
     "fedattn.certificates.authority": (CERTIFICATES, ("timeless_authority",)),
     "fedattn.certificates.documents": (
         CERTIFICATES,
@@ -77,6 +82,7 @@ LIKELY = {
     "confirmations": ("rosters", "survivors"),
     "confirmation": ("survivors",),
     "statement": ("survivors",),
+    "masks": ("masks",),
     "notices": ("neighbours",),
     "holds": ("flower",),
     "intent": ("flower",),

@@ -151,6 +151,7 @@ class Run:
                 "engine": "embedded",
                 "created_by": "simulate",
                 "authority_held_by": self.held_by,
+                "secure_aggregation": self.config.secure_aggregation,
             },
         )
 

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedattn.audit import UNPINNED, VERIFIED, audit, audit_table
+from fedattn.config import Config, config_from_dict
 from fedattn.errors import LedgerError, RunError
 from fedattn.ledger import PURPOSE as LEDGER_PURPOSE
 from fedattn.report import PURPOSE as REPORT_PURPOSE
@@ -60,7 +61,7 @@ def test_a_good_run_passes_every_check_under_its_pins(good: Path, tmp_path: Path
     result = audit(good, server_key=PIN, roster=roster)
     assert result.ok, result.verdict
     assert result.verdict == VERIFIED
-    assert [finding.number for finding in result.findings] == list(range(1, 25))
+    assert [finding.number for finding in result.findings] == list(range(1, 26))
     detail = {finding.check: finding.detail for finding in result.findings}
     assert "pinned roster, which knows 4 of 4" in detail["co-signatures"]
     assert detail["instructions"] == "4 recomputed"
@@ -339,12 +340,12 @@ def test_missing_partial_torn_and_newer_runs_are_told_apart(good: Path, tmp_path
         audit(torn)
     newer = Path(shutil.copytree(good, tmp_path / "newer"))
     stored = (newer / "ledger.jsonl").read_bytes()
-    (newer / "ledger.jsonl").write_bytes(stored.replace(b"ledger/3", b"ledger/4"))
-    with pytest.raises(LedgerError, match=r"newer format fedattn-ledger/4.*upgrade"):
+    (newer / "ledger.jsonl").write_bytes(stored.replace(b"ledger/4", b"ledger/5"))
+    with pytest.raises(LedgerError, match=r"newer format fedattn-ledger/5.*upgrade"):
         audit(newer)
     (newer / "ledger.jsonl").write_bytes(stored)
     stored = (newer / "report.json").read_bytes()
-    (newer / "report.json").write_bytes(stored.replace(b"report/3", b"report/12"))
+    (newer / "report.json").write_bytes(stored.replace(b"report/4", b"report/12"))
     with pytest.raises(RunError, match=r"newer format fedattn-report/12.*upgrade"):
         audit(newer)
 
@@ -475,3 +476,50 @@ def test_after_a_resume_the_devices_that_are_left_are_asked_every_one(tmp_path: 
         cohort=lambda devices, number: devices[1:] if number == 5 else devices,
     )
     assert audit(honest.write(), server_key=PIN).ok
+
+
+def without_masks() -> Config:
+    return config_from_dict(
+        {**config().model_dump(mode="json"), "secure_aggregation": "arithmetic"}
+    )
+
+
+def test_masks_may_be_skipped_by_a_simulation_alone(tmp_path: Path) -> None:
+    simulated = Run(tmp_path / "simulated", config=without_masks()).write()
+    result = audit(simulated)
+    assert result.ok
+    assert result.verdict.startswith(f"{UNPINNED}; MASKS SKIPPED")
+    held = Run(tmp_path / "held", config=without_masks(), held_by="the notary").write()
+    assert failed(audit(held)) == {"masks"}
+
+    def deployed(kind: str, body: dict[str, Any]) -> dict[str, Any]:
+        return {**body, "created_by": "deployment"} if kind == "open" else body
+
+    made = Run(tmp_path / "made", config=without_masks(), body=deployed).write()
+    assert failed(audit(made)) == {"masks"}
+
+
+@pytest.mark.parametrize("kind", ["masked", "arithmetic"])
+def test_ledger_and_report_say_of_masks_what_the_config_does(tmp_path: Path, kind: str) -> None:
+    chosen, other = (config(), "arithmetic") if kind == "masked" else (without_masks(), "masked")
+    run = Run(tmp_path / "report", config=chosen).write()
+
+    def change(raw: dict[str, Any]) -> None:
+        raw["secure_aggregation"] = other
+
+    resign_report(run, SERVER, change)
+    assert failed(audit(run)) == {"masks"}
+
+    def opened(entry: str, body: dict[str, Any]) -> dict[str, Any]:
+        return {**body, "secure_aggregation": other} if entry == "open" else body
+
+    assert failed(audit(Run(tmp_path / "open", config=chosen, body=opened).write())) == {"masks"}
+
+
+def test_a_label_of_skipped_masks_is_neither_missing_nor_added(tmp_path: Path) -> None:
+    quiet = Run(tmp_path / "quiet", config=without_masks()).write()
+    resign_report(quiet, SERVER, lambda raw: raw.update(notes=[]))
+    assert failed(audit(quiet)) == {"masks"}
+    loud = Run(tmp_path / "loud").write()
+    resign_report(loud, SERVER, lambda raw: raw["notes"].append("MASKS SKIPPED: not really"))
+    assert failed(audit(loud)) == {"masks"}

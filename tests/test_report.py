@@ -67,6 +67,7 @@ def test_the_keys_of_a_report_are_fixed(run: Path) -> None:
         "quality",
         "resumes",
         "samples",
+        "secure_aggregation",
         "totals",
     ]
 
@@ -196,9 +197,9 @@ def test_bad_and_newer_reports_are_told_apart(run: Path, tmp_path: Path) -> None
     with pytest.raises(RunError, match="not valid JSON"):
         parse_report(stored[:-5])
     with pytest.raises(RunError, match="newer format"):
-        parse_report(stored.replace(b"report/3", b"report/4"))
+        parse_report(stored.replace(b"report/4", b"report/5"))
     with pytest.raises(RunError, match="format"):
-        parse_report(stored.replace(b"fedattn-report/3", b"someone-else/1"))
+        parse_report(stored.replace(b"fedattn-report/4", b"someone-else/1"))
     with pytest.raises(RunError, match="outcome"):
         parse_report(stored.replace(b'"outcome": "completed"', b'"outcome": "great"'))
     with pytest.raises(RunError, match="epsilon"):

@@ -18,13 +18,23 @@ from fedattn.audit.checks import CHECKS
 from fedattn.audit.evidence import CheckFailedError, gather, read_roster
 from fedattn.config import Row
 from fedattn.errors import FedattnError
-from fedattn.privacy.claims import HYPOTHETICAL, Claim, claims, labels
+from fedattn.privacy.claims import (
+    AS_IF_MASKED,
+    HYPOTHETICAL,
+    MASKS_SKIPPED,
+    Claim,
+    claims,
+    labels,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 UNPINNED = "integrity only, signer unverified"
 VERIFIED = "verified: signed by the pinned server key, accounting consistent"
+_SKIPPED = (
+    f"; {MASKS_SKIPPED}: no update was hidden from whoever ran it, every epsilon is {AS_IF_MASKED}"
+)
 
 __all__ = ["UNPINNED", "VERIFIED", "AuditResult", "Finding", "audit", "audit_table", "read_roster"]
 
@@ -53,7 +63,8 @@ class AuditResult:
     epsilons: Mapping[Row, float] | None  # by adversary row; `epsilon` is the outsider's
     hypothetical_epsilons: Mapping[Row, float] | None  # of the world a run pretends
     authority_held_by: str | None  # who certified the devices, as the server declares
-    labels: tuple[str, ...]  # NOT PRIVATE, HYPOTHETICAL, as the config demands
+    labels: tuple[str, ...]  # NOT PRIVATE, MASKS SKIPPED, HYPOTHETICAL, as the config demands
+    secure_aggregation: str | None  # arithmetic: the run skipped the masks
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `--json`; infinity is the string "infinity"."""
@@ -67,6 +78,7 @@ class AuditResult:
             "delta": self.delta,
             "authority_held_by": self.authority_held_by,
             "labels": list(self.labels),
+            "secure_aggregation": self.secure_aggregation,
             "assumptions": list(self.assumptions),
         }
 
@@ -110,10 +122,12 @@ def audit(
     delta: float | None = None
     held_by: str | None = None
     loud: tuple[str, ...] = ()
+    aggregation: str | None = None
     rows: tuple[Claim, ...] = ()
     stated: tuple[str, ...] = ()
     try:
         loud = labels(evidence.config)
+        aggregation = evidence.config.secure_aggregation
         epsilons = {row: cost.epsilon for row, cost in evidence.costs.items()}
         delta = evidence.config.privacy.delta
         held_by = evidence.opened.authority_held_by
@@ -123,6 +137,8 @@ def audit(
         stated = tuple(evidence.report.assumptions)
     except (CheckFailedError, FedattnError):
         pass  # a failed check has said why
+    if aggregation == "arithmetic":
+        verdict += _SKIPPED
     return AuditResult(
         ok=not failed,
         verdict=verdict,
@@ -135,6 +151,7 @@ def audit(
         hypothetical_epsilons=pretended,
         authority_held_by=held_by,
         labels=loud,
+        secure_aggregation=aggregation,
     )
 
 

@@ -31,6 +31,7 @@ CHECKS: Sequence[tuple[str, Callable[[Evidence], str]]] = (
     ("budget and delta", report.budget),
     ("claims", report.claims_hold),
     ("NOT PRIVATE labels", report.not_private_labels),
+    ("masks", report.masks),
     ("assumptions and caveats", report.sentences),
     ("report page", report.page),
 )

@@ -12,9 +12,18 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from fedattn.audit.evidence import CheckFailedError, Evidence, require
 from fedattn.config import Row
-from fedattn.entries import Abort, Intent, Release, Resume, Skip
+from fedattn.entries import (
+    SIMULATED,
+    SIMULATION,
+    Abort,
+    Intent,
+    Release,
+    Resume,
+    Skip,
+)
 from fedattn.privacy.claims import (
     HYPOTHETICAL,
+    MASKS_SKIPPED,
     NOT_PRIVATE,
     Claim,
     adjacency,
@@ -25,6 +34,7 @@ from fedattn.privacy.claims import (
     labels,
     show_epsilon,
 )
+from fedattn.privacy.masks import masks_label
 from fedattn.privacy.rows import RowSpend
 from fedattn.report import HTML_FILE, PURPOSE, SIGNATURE_FILE, render_html, template_sha256
 from fedattn.report.shape import Accountants, ClaimSection
@@ -191,6 +201,28 @@ def not_private_labels(e: Evidence) -> str:
         require(math.isinf(row.epsilon), f"a finite claim against {row.adversary}")
         require(any(NOT_PRIVATE in line for line in row.assumptions), "a claim without the label")
     return "; ".join(line.partition(" - ")[0] for line in wanted)
+
+
+def masks(e: Evidence) -> str:
+    """Whether masks hid each update is stated in ledger, report and every row; else a simulation.
+
+    Nobody may rely on what was skipped: a run of devices that are not simulated has masks.
+    """
+    kind = e.config.secure_aggregation
+    require(e.opened.secure_aggregation == kind, f"the ledger's `open` says otherwise than {kind}")
+    require(e.report.secure_aggregation == kind, f"the report says otherwise than {kind}")
+    wanted = masks_label(e.config)
+    loud = [note for note in e.report.notes if note.startswith(MASKS_SKIPPED)]
+    require(loud == list(wanted), f"notes: {len(loud)} say {MASKS_SKIPPED}, need {len(wanted)}")
+    if kind == "masked":
+        return "none skipped, as config, ledger and report say"
+    made = (e.opened.authority_held_by, e.opened.created_by)
+    require(
+        made == (SIMULATION, SIMULATED),
+        f"{MASKS_SKIPPED} in a run that is no simulation: created by {made[1]!r}, authority held "
+        f"by {made[0]!r}",
+    )
+    return f"{wanted[0]} (created by {made[1]}, authority held by {made[0]})"
 
 
 def sentences(e: Evidence) -> str:

@@ -1,10 +1,13 @@
-"""The ClientApp: five stages of a round on one device, and nothing in a reply but protocol bytes.
+"""The ClientApp: the stages of a round on one device, and nothing in a reply but protocol bytes.
 
 A node's device is the folder `device-dir` of its `node_config`, with the `policy.yaml` in it (or
 `policy`, a path). A node without one is virtual: number `partition-id` of those that lie under
 $FEDATTN_DEVICES as client-1, client-2, ... and share the policy.yaml there. Round secrets live in
 `context.state` between messages; what the device has spent lives on its disk. Only an upload needs
 torch.
+
+Whether a round has masks is what its accepted instruction says, at every stage: there is no message
+by which a server could have words in clear from a round that is masked (`secagg.arithmetic`).
 """
 
 from __future__ import annotations
@@ -27,7 +30,10 @@ from fedattn.flower import wire
 from fedattn.flower.witnesses import read_signatures
 from fedattn.instruction import Instruction
 from fedattn.policy import Policy, load_policy
-from fedattn.secagg import ClientState, client
+from fedattn.secagg import ClientState, arithmetic, client
+from fedattn.secagg.arithmetic import ArithmeticState
+from fedattn.secagg.messages import Words
+from fedattn.start import Floats
 
 app = ClientApp()
 DEVICES_VARIABLE = "FEDATTN_DEVICES"
@@ -94,11 +100,15 @@ def members(message: Message, context: Context) -> Message:
 @app.query("advertise")
 @_guarded
 def advertise(message: Message, context: Context) -> Message:
-    """Accept or decline the instruction; then advertise this round's keys."""
+    """Accept or decline the instruction; then advertise this round's keys, if it has masks."""
     device, instruction = device_of(context), _instruction(message)
     device.require_ledger_of(wire.optional(message, "remembered"))
     index = device.accept(instruction)
     counter = device.counter(instruction).to_bytes()
+    if not instruction.is_masked:
+        begun = arithmetic.begin(instruction.spec, index, device.identity)
+        _remember(context, instruction.document, begun, counter)
+        return Message(wire.pack(counter=counter), reply_to=message)
     randomness = device.randomness("secagg", str(instruction.round), "advertise")
     state, reply = client.advertise(instruction.spec, index, device.identity, randomness)
     _remember(context, instruction.document, state, counter)
@@ -109,11 +119,14 @@ def advertise(message: Message, context: Context) -> Message:
 @_guarded
 def share(message: Message, context: Context) -> Message:
     """Verify the peers' keys, share the round's secrets among them, countersign their counters."""
-    device, instruction, state = _resume(message, context)
-    randomness = device.randomness("secagg", str(instruction.round), "share")
-    state, reply = client.share(state, device.identity, wire.field(message, "message"), randomness)
+    device, instruction, state = _resume_masked(message, context)
+    randomness, identity = (
+        device.randomness("secagg", str(instruction.round), "share"),
+        device.identity,
+    )
+    state, reply = client.share(state, identity, wire.field(message, "message"), randomness)
     near = [instruction.roster[peer.index - 1] for peer in state.peers]
-    counters, identity = wire.field(message, "counters"), device.identity
+    counters = wire.field(message, "counters")
     signatures = countersign_all(device.peers, counters, near, instruction.sha256, identity)
     _remember(context, instruction.document, state)
     return Message(wire.pack(message=reply, countersignatures=signatures), reply_to=message)
@@ -124,15 +137,23 @@ def share(message: Message, context: Context) -> Message:
 def upload(message: Message, context: Context) -> Message:
     """Train, encode, mask. From reading data to the reply nothing can fail because of the data."""
     device, instruction, state = _resume(message, context)
-    vector = wire.vector(message, instruction.dimension)
+    identity, vector = device.identity, wire.vector(message, instruction.dimension)
+    if isinstance(state, ArithmeticState):
+        arithmetic.check_upload(state, identity)
+        words = _words(device, instruction, state.index, vector)
+        return _next(message, context, *arithmetic.upload(state, identity, words))
+    mailbox = wire.field(message, "message")
     _require_witnesses(message, context, instruction)
-    client.check_upload(state, device.identity, wire.field(message, "message"))
+    client.check_upload(state, identity, mailbox)
+    words = _words(device, instruction, state.index, vector)
+    return _next(message, context, *client.upload(state, identity, mailbox, words))
+
+
+def _words(device: Device, instruction: Instruction, index: int, vector: Floats) -> Words:
+    """Train from `vector` and encode what comes of it, this device's noise included."""
     result = device.train(instruction, vector)
     rounding = device.randomness("rounding", str(instruction.round))
-    index = instruction.roster.index(device.identity.public_bytes) + 1
-    words = instruction.codec.encode(result.delta.cpu().numpy(), index, rounding)
-    state, reply = client.upload(state, device.identity, wire.field(message, "message"), words)
-    return _next(message, context, state, reply)
+    return instruction.codec.encode(result.delta.cpu().numpy(), index, rounding)
 
 
 @app.query("confirm")
@@ -142,17 +163,19 @@ def confirm(message: Message, context: Context) -> Message:
     device, instruction, state = _resume(message, context)
     intent = wire.field(message, "intent")
     _check_intent(intent, instruction)
-    state, reply = client.confirm(
-        state, device.identity, wire.field(message, "message"), hashlib.sha256(intent).digest()
-    )
-    return _next(message, context, state, reply)
+    listed, statement = wire.field(message, "message"), hashlib.sha256(intent).digest()
+    if isinstance(state, ArithmeticState):
+        _, reply = arithmetic.confirm(state, device.identity, listed, statement)
+        context.state.config_records.pop(_STATE, None)  # nothing follows
+        return Message(wire.pack(message=reply), reply_to=message)
+    return _next(message, context, *client.confirm(state, device.identity, listed, statement))
 
 
 @app.query("unmask")
 @_guarded
 def unmask(message: Message, context: Context) -> Message:
     """Reveal, once, one kind of share per peer; the round's secrets are gone afterwards."""
-    device, _, state = _resume(message, context)
+    device, _, state = _resume_masked(message, context)
     _, reply = client.unmask(state, device.identity, wire.field(message, "message"))
     context.state.config_records.pop(_STATE, None)
     return Message(wire.pack(message=reply), reply_to=message)
@@ -162,20 +185,36 @@ def _instruction(message: Message) -> Instruction:
     return Instruction.parse(wire.field(message, "instruction"))
 
 
-def _resume(message: Message, context: Context) -> tuple[Device, Instruction, ClientState]:
+def _resume(
+    message: Message, context: Context
+) -> tuple[Device, Instruction, ClientState | ArithmeticState]:
     record = context.state.config_records.get(_STATE)
     if record is None:
         raise ProtocolError("stage", "no round is open on this device")
     document, state = record["instruction"], record["state"]
     assert isinstance(document, bytes)
     assert isinstance(state, bytes)
-    if hashlib.sha256(document).digest() != wire.field(message, "instruction"):
+    instruction = Instruction.parse(document)
+    if instruction.sha256 != wire.field(message, "instruction"):
         raise ProtocolError("instruction", "is not the one that this round began with")
-    return device_of(context), Instruction.parse(document), ClientState.from_bytes(state)
+    device = device_of(context)
+    if instruction.is_masked:
+        return device, instruction, ClientState.from_bytes(state)
+    return device, instruction, ArithmeticState.from_bytes(state, instruction.spec)
+
+
+def _resume_masked(message: Message, context: Context) -> tuple[Device, Instruction, ClientState]:
+    device, instruction, state = _resume(message, context)
+    if not isinstance(state, ClientState):
+        raise ProtocolError("stage", "a round without masks has no such stage")
+    return device, instruction, state
 
 
 def _remember(
-    context: Context, document: bytes, state: ClientState, counter: bytes | None = None
+    context: Context,
+    document: bytes,
+    state: ClientState | ArithmeticState,
+    counter: bytes | None = None,
 ) -> None:
     """Keep the open round until its next message; `counter` once, when it begins."""
     if counter is None:
@@ -186,7 +225,9 @@ def _remember(
     context.state[_STATE] = ConfigRecord(dict(record))
 
 
-def _next(message: Message, context: Context, state: ClientState, reply: bytes) -> Message:
+def _next(
+    message: Message, context: Context, state: ClientState | ArithmeticState, reply: bytes
+) -> Message:
     document = context.state.config_records[_STATE]["instruction"]
     assert isinstance(document, bytes)
     _remember(context, document, state)

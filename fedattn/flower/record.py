@@ -10,7 +10,8 @@ from pathlib import Path
 from fedattn import __version__
 from fedattn.config import Config
 from fedattn.data import describe
-from fedattn.entries import Intent, Open, Release
+from fedattn.entries import SIMULATED, SIMULATION, Intent, Open, Release
+from fedattn.errors import RunError
 from fedattn.flower.rounds import RoundResult
 from fedattn.instruction import Instruction
 from fedattn.ledger import LedgerEntry
@@ -28,6 +29,16 @@ class Terms:
     revoked: bytes = b""  # the authority's revocation list, PEM
     is_resumed: bool = False
     counters: Path | None = None  # what the server remembers of devices; none: in the run's folder
+
+    def require_fit(self, config: Config) -> None:
+        """RunError for a run without masks that is no simulation: someone could rely on them."""
+        is_simulation = (self.authority_held_by, self.created_by) == (SIMULATION, SIMULATED)
+        if config.secure_aggregation != "masked" and not is_simulation:
+            raise RunError(
+                f"secure_aggregation: {config.secure_aggregation} is for simulations alone, and "
+                f"this run was created by {self.created_by!r} under an authority held by "
+                f"{self.authority_held_by!r}; use `secure_aggregation: masked`"
+            )
 
 
 def opening(
@@ -55,6 +66,7 @@ def opening(
         engine=engine,
         created_by=terms.created_by,
         authority_held_by=terms.authority_held_by,
+        secure_aggregation=config.secure_aggregation,
     )
 
 

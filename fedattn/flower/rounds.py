@@ -1,12 +1,17 @@
-"""One round over a Flower Grid: the five stages of secure aggregation, replies as they come."""
+"""One round over a Flower Grid: the stages of secure aggregation, replies as they come.
+
+Five stages; three in a simulation that skips the masks. A grid that can adds uploads where they
+arise, else they are added here: the same sum, the same refusals by name.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
-from flwr.app import Message, RecordDict
+from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
@@ -16,10 +21,14 @@ from fedattn.errors import ProtocolError, SecAggError, ThresholdError
 from fedattn.flower import wire
 from fedattn.flower.exchange import replies
 from fedattn.flower.observer import Observer
+from fedattn.flower.summing import SummingGrid
+from fedattn.flower.uploads import SummedUploads
 from fedattn.flower.witnesses import Witnesses
 from fedattn.instruction import Instruction
 from fedattn.ledger import LedgerEntry
+from fedattn.secagg.arithmetic import ArithmeticRound
 from fedattn.secagg.server import ServerRound
+from fedattn.secagg.survivors import SurvivorSum
 from fedattn.update import Words
 
 _RULE = re.compile(r"[a-z0-9_.]{1,64}")
@@ -55,7 +64,7 @@ class RoundRunner:
     current_stage: str = field(default="advertise", init=False)
 
     def run(self, instruction: Instruction, vector: Tensor, intent: LedgerEntry) -> RoundResult:
-        """All five stages; RoundAbortedError if too few clients remain or secrets do not fit.
+        """All stages; RoundAbortedError if too few clients remain or secrets do not fit.
 
         `vector` (d,) is the model that `instruction` names, `intent` its ledger entry.
         """
@@ -68,24 +77,19 @@ class RoundRunner:
             raise RoundAbortedError(self.current_stage, "protocol", str(error)) from None
 
     def _run(self, instruction: Instruction, vector: Tensor, intent: LedgerEntry) -> RoundResult:
-        server, name = ServerRound(instruction.spec), instruction.sha256
-        witnesses, key = Witnesses(self.memory, name), instruction.roster
-        everyone = range(1, len(self.nodes) + 1)
-        document = instruction.document
+        witnesses = Witnesses(self.memory, instruction.sha256)
+        run = self._masked if instruction.is_masked else self._arithmetic
+        return run(instruction, wire.pack_model(vector), intent, witnesses)
 
-        def advertised(index: int, reply: Message) -> None:
-            counter = witnesses.check(key[index - 1], wire.take(reply, "counter"))
-            server.advertised(index, wire.take(reply, "message"))
-            witnesses.add(counter)
-
-        self._exchange(
-            "advertise",
-            instruction,
-            everyone,
-            lambda i: wire.pack(instruction=document, remembered=witnesses.remembered(key[i - 1])),
-            advertised,
-        )
-        witnesses.remember()
+    def _masked(
+        self,
+        instruction: Instruction,
+        model: ArrayRecord,
+        intent: LedgerEntry,
+        witnesses: Witnesses,
+    ) -> RoundResult:
+        server, name, key = ServerRound(instruction.spec), instruction.sha256, instruction.roster
+        self._advertise(instruction, witnesses, server.advertised)
 
         def near(index: int) -> list[bytes]:
             return [key[other - 1] for other in server.neighbours(index)]
@@ -106,11 +110,9 @@ class RoundRunner:
             ),
             shared,
         )
-
-        model = wire.pack_model(vector)
-        self._exchange(
-            "upload",
+        self._upload(
             instruction,
+            server,
             server.sharers,
             lambda i: wire.pack(
                 instruction=name,
@@ -118,11 +120,88 @@ class RoundRunner:
                 witnesses=witnesses.signatures_for(key[i - 1]),
                 model=model,
             ),
-            lambda i, reply: server.uploaded(i, wire.take(reply, "message")),
         )
+        self._confirm(instruction, server, intent)
+        self._exchange(
+            "unmask",
+            instruction,
+            tuple(server.confirmation_signatures),
+            lambda i: wire.pack(instruction=name, message=server.confirmations(i)),
+            lambda i, reply: server.revealed(i, wire.take(reply, "message")),
+        )
+        return _result(server, server.total())
 
+    def _arithmetic(
+        self,
+        instruction: Instruction,
+        model: ArrayRecord,
+        intent: LedgerEntry,
+        witnesses: Witnesses,
+    ) -> RoundResult:
+        """Without masks: the server sees every upload in clear, and the report says so."""
+        server = ArithmeticRound(instruction.spec)
+        self._advertise(instruction, witnesses, lambda index, _: server.advertised(index))
+        content = wire.pack(instruction=instruction.sha256, model=model)
+        self._upload(instruction, server, server.advertisers, lambda _: content)
+        self._confirm(instruction, server, intent)
+        return _result(server, server.total())
+
+    def _advertise(
+        self,
+        instruction: Instruction,
+        witnesses: Witnesses,
+        accept: Callable[[int, bytes], None],
+    ) -> None:
+        """Who takes part; `accept` is handed its message, empty where there is none to verify."""
+        key, document = instruction.roster, instruction.document
+
+        def advertised(index: int, reply: Message) -> None:
+            counter = witnesses.check(key[index - 1], wire.take(reply, "counter"))
+            accept(index, wire.take(reply, "message") if instruction.is_masked else b"")
+            witnesses.add(counter)
+
+        self._exchange(
+            "advertise",
+            instruction,
+            range(1, len(self.nodes) + 1),
+            lambda i: wire.pack(instruction=document, remembered=witnesses.remembered(key[i - 1])),
+            advertised,
+        )
+        witnesses.remember()
+
+    def _upload(
+        self,
+        instruction: Instruction,
+        server: SurvivorSum,
+        members: Iterable[int],
+        content: Callable[[int], RecordDict],
+    ) -> None:
+        """The members' vectors into the server's sum: where they arise if the grid can, or here.
+
+        The grid's sum must be of exactly the replies that it yields (`summing`).
+        """
+        members, grid, uploads = list(members), self.grid, server.uploads
+        extract = SummedUploads(uploads, {self.nodes[index - 1]: index for index in members})
+
+        def uploaded(index: int, reply: Message) -> None:
+            if not extract.is_extracted(reply):
+                server.uploaded(index, wire.take(reply, "message"))
+                return
+            try:
+                server.summed(index, extract.rest(index, reply))
+            except ProtocolError as error:  # its words are in the sum, and cannot be taken out
+                detail = f"client {index}'s upload was summed and fails the check {error.check}"
+                raise RoundAbortedError("upload", "protocol", detail) from None
+
+        if not isinstance(grid, SummingGrid):
+            self._exchange("upload", instruction, members, content, uploaded)
+            return
+        self._exchange("upload", instruction, members, content, uploaded, extract)
+        server.add_uploads(grid.take_sum())
+
+    def _confirm(self, instruction: Instruction, server: SurvivorSum, intent: LedgerEntry) -> None:
         listed = server.survivors()
-        confirm = wire.pack(instruction=name, message=listed, intent=intent.line)
+        confirm = wire.pack(instruction=instruction.sha256, message=listed, intent=intent.line)
         statement = bytes.fromhex(intent.hash)
         self._exchange(
             "confirm",
@@ -132,20 +211,6 @@ class RoundRunner:
             lambda i, reply: server.confirmed(i, wire.take(reply, "message"), statement),
         )
 
-        self._exchange(
-            "unmask",
-            instruction,
-            tuple(server.confirmation_signatures),
-            lambda i: wire.pack(instruction=name, message=server.confirmations(i)),
-            lambda i, reply: server.revealed(i, wire.take(reply, "message")),
-        )
-        return RoundResult(
-            survivors=server.survivor_indices,
-            survivors_sha256=server.survivors_hash,
-            cosignatures=tuple(server.confirmation_signatures.values()),
-            total=server.total(),
-        )
-
     def _exchange(
         self,
         stage: str,
@@ -153,10 +218,12 @@ class RoundRunner:
         members: Iterable[int],
         content: Callable[[int], RecordDict],
         accept: Callable[[int, Message], None],
+        extract: SummedUploads | None = None,
     ) -> None:
         """Send to `members` and hand every usable reply to `accept`, until all came or time is up.
 
         A member that is unavailable, declines, or fails a check is left out and the round goes on.
+        With `extract` the grid adds up the words of replies before they are handed over.
         """
         members, round_ = list(members), instruction.round
         if not members:
@@ -174,7 +241,8 @@ class RoundRunner:
         self.current_stage = stage  # from here on; what content raised belongs to the one before
         done, silent = 0, len(messages)
         self.observer.stage(round_, stage, 0, len(members))
-        for place, reply in replies(self.grid, messages, self.timeout_s):
+        grid = self.grid if extract is None else cast(Grid, _Summed(self.grid, extract))
+        for place, reply in replies(grid, messages, self.timeout_s):
             silent -= 1
             problem = self._take(members[place], reply, accept)
             if problem is None:
@@ -202,3 +270,31 @@ class RoundRunner:
         except ProtocolError as error:
             return f"failed the check {error.check}"
         return None
+
+
+@dataclass(frozen=True)
+class _Summed:
+    """A SummingGrid as `replies` asks one: what it pushes is summed."""
+
+    grid: Grid
+    extract: SummedUploads
+
+    @property
+    def waits(self) -> bool:
+        return bool(getattr(self.grid, "waits", False))
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        assert isinstance(self.grid, SummingGrid)
+        return self.grid.push_summed(messages, self.extract.uploads.spec.dimension, self.extract)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return self.grid.pull_messages(message_ids)
+
+
+def _result(server: SurvivorSum, total: Words) -> RoundResult:
+    return RoundResult(
+        survivors=server.survivor_indices,
+        survivors_sha256=server.survivors_hash,
+        cosignatures=tuple(server.confirmation_signatures.values()),
+        total=total,
+    )

@@ -59,6 +59,7 @@ class Training:
         observer: Observer,
         terms: Terms,
     ) -> None:
+        terms.require_fit(config)
         self.authority, self.terms = authority, terms
         self.grid, self.config, self.run_dir, self.observer = grid, config, run_dir, observer
         self.key = key

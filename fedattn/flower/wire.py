@@ -15,6 +15,9 @@ Requests (server to client, `message_type` routes them to an action) and their r
 `counters`, `countersignatures` and `witnesses` are those of `fedattn.counters`. A client that
 declines replies with `refusal` alone: the name of a rule, decided before private data is read.
 Nothing else is ever sent: no loss, no count, no norm, no data size, no exception text.
+
+A run without masks (`secure_aggregation: arithmetic`, a simulation) has no share and no unmask:
+advertise is answered by `counter` alone, an upload asked for without `message` and `witnesses`.
 """
 
 from __future__ import annotations
@@ -88,6 +91,11 @@ def take(message: Message, name: str) -> bytes:
     value = field(message, name)
     del message.content.config_records[_RECORD][name]
     return value
+
+
+def put(message: Message, name: str, value: bytes) -> None:
+    """Add bytes under `name` to a message that has others."""
+    message.content.config_records[_RECORD][name] = value
 
 
 def refusal(message: Message) -> str | None:

@@ -3,6 +3,7 @@
 Nothing here reads private data. Each rule has a stable name, which is all that the server learns:
 
     config.SECTION   differs from the agreed config (a device with an agreed config)
+    masks            a sum without masks, which a device with `limits` never takes part in
     mode             unit and noise are not among those allowed; the rest with `limits`
     noise            less noise than allowed
     clip_norm        a larger clip norm than allowed
@@ -27,13 +28,13 @@ from dataclasses import replace
 
 from fedattn.config import Config, Row
 from fedattn.device_ledger import Answer, Lines
-from fedattn.errors import PrivacyError, RefusalError, UpdateError
+from fedattn.errors import PrivacyError, RefusalError
 from fedattn.instruction import Instruction
 from fedattn.policy.shape import Limits, Policy
-from fedattn.privacy.events import Event, GaussianSum, SkellamSum, round_event
+from fedattn.privacy.events import Event, GaussianSum, SkellamSum
 from fedattn.privacy.rows import life_epsilon, participations, passed_budgets
 
-AGREED = ("privacy", "secagg", "train", "model", "seed")
+AGREED = ("privacy", "secagg", "secure_aggregation", "train", "model", "seed")
 
 
 def mode_of(config: Config) -> str:
@@ -51,10 +52,9 @@ def check(policy: Policy, instruction: Instruction) -> None:
 
 def check_round(instruction: Instruction, dimension: int) -> None:
     """RefusalError unless the round is about the installed model and costs what it says."""
-    config = instruction.config
     if instruction.dimension != dimension:
         raise RefusalError("dimension", "is not that of the model installed here")
-    if instruction.event != round_event(config, dimension):
+    if instruction.event != instruction.demanded_event:
         raise RefusalError("event", "is not what the config makes of a round")
 
 
@@ -64,11 +64,8 @@ def check_mechanism(instruction: Instruction) -> None:
     To be called for a roster and cohort that were checked; what fails here would else fail after
     data were read and the spend was written.
     """
-    try:
-        instruction.codec.require_encodable()
-        _ = instruction.spec
-    except (UpdateError, PrivacyError):
-        raise RefusalError("mechanism", "cannot be computed on this device") from None
+    if not instruction.is_computable:
+        raise RefusalError("mechanism", "cannot be computed on this device")
 
 
 def check_cohort(instruction: Instruction) -> None:
@@ -103,7 +100,7 @@ def check_spend(policy: Policy, instruction: Instruction, spent: Sequence[Answer
         raise RefusalError("participations", "this device has taken part as often as it may")
     if config.privacy.max_participations is not None:
         # A report's claims count on devices to hold the run's own cap, too.
-        alike = sum(answer.config == config.sha256() for answer in spent)
+        alike = sum(answer.config == instruction.config_sha256 for answer in spent)
         if alike >= participations(config):
             raise RefusalError("participations", "this device has taken part as often as it may")
     events = life_events([*spent, answer_to(instruction)])
@@ -145,6 +142,8 @@ def _check_agreed(own: Config, instruction: Instruction) -> None:
 def _check_limits(limits: Limits, seed: int | None, instruction: Instruction) -> None:
     config = instruction.config
     privacy, secagg, mode = config.privacy, config.secagg, mode_of(config)
+    if not instruction.is_masked:
+        raise RefusalError("masks", "updates in clear are for simulations alone")
     if mode not in limits.modes:
         raise RefusalError("mode", f"{mode} is not among the modes that this device allows")
     if config.seed != seed:
@@ -205,7 +204,7 @@ def answer_to(instruction: Instruction) -> Answer:
         instruction=instruction.sha256.hex(),
         run=instruction.run,
         round=instruction.round,
-        config=instruction.config.sha256(),
+        config=instruction.config_sha256,
         mode=mode_of(instruction.config),
         event=instruction.event,
     )

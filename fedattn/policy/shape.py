@@ -119,6 +119,12 @@ class Policy(Section):
             raise ValueError("set either `limits` or `agreed_config`, and not both")
         if self.limits is not None and self.data is None:
             raise ValueError("data: a device with `limits` needs the path of its own conversations")
+        agreed = self.agreed_config
+        if agreed is not None and agreed.secure_aggregation != "masked" and self.data is not None:
+            raise ValueError(
+                "agreed_config.secure_aggregation: arithmetic is for simulations alone, and a "
+                "device with `data` of its own is none; use `secure_aggregation: masked`"
+            )
         if self.agreed_config is not None and self.agreed_config.seed != self.seed:
             raise ValueError("seed must be that of `agreed_config`")
         return self

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from fedattn.config import ROWS, Config, Row
 from fedattn.mechanism import hypothetical_world
 from fedattn.privacy.events import Event
+from fedattn.privacy.masks import AS_IF_MASKED, MASKS_SKIPPED
 from fedattn.privacy.rows import RowSpend, hypothetical_spends, spends
 from fedattn.privacy.scope import assumptions, caveats
 from fedattn.privacy.sentences import (
@@ -33,7 +34,9 @@ ADVERSARIES: Mapping[Row, str] = {
 
 __all__ = [
     "ADVERSARIES",
+    "AS_IF_MASKED",
     "HYPOTHETICAL",
+    "MASKS_SKIPPED",
     "NOT_PRIVATE",
     "Claim",
     "adjacency",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TypeAlias
 
 from fedattn.config import ROWS, Config, Row
+from fedattn.privacy.masks import masks_label, masks_reasons
 from fedattn.privacy.rows import FAILURE_SHARE, amplification_failure, is_amplified, participations
 
 Sentences: TypeAlias = tuple[str, ...]
@@ -31,10 +32,10 @@ NO_NOISE = f"{NOT_PRIVATE}: no noise, epsilon = infinity"
 def labels(config: Config) -> Sentences:
     """The loud sentences that every output of a run must carry if it promises nothing.
 
-    NOT PRIVATE: no noise, or noise that anyone can repeat. HYPOTHETICAL: less noise than a real
-    run would need, to study one that is larger.
+    NOT PRIVATE: no noise, or noise that anyone can repeat. MASKS SKIPPED: updates were added in
+    clear. HYPOTHETICAL: less noise than a real run would need, to study one that is larger.
     """
-    found = [*_not_private(config)]
+    found = [*_not_private(config), *masks_label(config)]
     wanted = config.privacy.hypothetical
     if wanted is not None:
         found.append(
@@ -69,8 +70,14 @@ def adjacency(config: Config) -> str:
 def reasons(config: Config, authority_held_by: str | None = None) -> dict[Row, Sentences]:
     """For each adversary row: what it sees, which noise stands against it, what is assumed.
 
+    A run without masks says so first in every row.
     authority_held_by: who certified the devices, as the ledger declares; None: not known yet.
     """
+    first, found = masks_reasons(config), _reasons(config, authority_held_by)
+    return {row: (*first[row], *found[row]) for row in ROWS}
+
+
+def _reasons(config: Config, authority_held_by: str | None) -> dict[Row, Sentences]:
     if not config.is_private:
         return dict.fromkeys(ROWS, tuple(_not_private(config)))
     if config.privacy.noise != "distributed":

@@ -59,8 +59,8 @@ def build_report(
     """The report of a closed ledger: everything but quality, samples and file comes from it.
 
     RunError unless the ledger starts with `open` and ends with `close`, or if a part has another
-    shape than `Quality` and `Sample`. Labels (NOT PRIVATE, HYPOTHETICAL) come before
-    `notes`.
+    shape than `Quality` and `Sample`. Labels (NOT PRIVATE, MASKS SKIPPED,
+    HYPOTHETICAL) come before `notes`.
     """
     bodies = [entry.body for entry in entries]
     if not (bodies and isinstance(bodies[0], Open) and isinstance(bodies[-1], Close)):
@@ -79,6 +79,7 @@ def build_report(
             data_set=opened.data_set,
             outcome=closed.outcome,
             authority_held_by=held_by,
+            secure_aggregation=config.secure_aggregation,
             resumes=sum(isinstance(body, Resume) for body in bodies),
             totals=Totals(
                 rounds_planned=config.train.rounds,

@@ -8,9 +8,11 @@ import math
 from importlib import resources
 
 from fedattn.errors import RunError
-from fedattn.privacy.claims import HYPOTHETICAL, NOT_PRIVATE, show_epsilon
+from fedattn.privacy.claims import HYPOTHETICAL, MASKS_SKIPPED, NOT_PRIVATE, show_epsilon
 from fedattn.report.shape import Report
 from fedattn.signing import fingerprint
+
+_LOUD = (NOT_PRIVATE, MASKS_SKIPPED, HYPOTHETICAL)
 
 
 def render_html(report: Report) -> str:
@@ -30,7 +32,7 @@ def render_html(report: Report) -> str:
             config_text=json.dumps(report.config, indent=2, sort_keys=True),
             fingerprint=fingerprint(bytes.fromhex(report.ledger.server_public_key)),
             infinite=math.isinf,
-            alarms=[note for note in report.notes if note.startswith((NOT_PRIVATE, HYPOTHETICAL))],
+            alarms=[note for note in report.notes if note.startswith(_LOUD)],
         )
     except UndefinedError as error:
         raise RunError(f"report: {error.message}; the page cannot be rendered") from None

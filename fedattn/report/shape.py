@@ -18,12 +18,12 @@ from pydantic import (
 )
 
 from fedattn.config import Row
-from fedattn.entries import Hash, Outcome, Party
+from fedattn.entries import Hash, Outcome, Party, SecureAggregation
 from fedattn.errors import RunError
 from fedattn.privacy.claims import Claim
 from fedattn.privacy.gaussian import Bounds
 
-REPORT_FORMAT: Final = "fedattn-report/3"
+REPORT_FORMAT: Final = "fedattn-report/4"
 
 
 def _from_json(value: object) -> object:
@@ -168,7 +168,7 @@ class LedgerSection(Section):
 class Report(Section):
     """The whole report."""
 
-    format: Literal["fedattn-report/3"] = REPORT_FORMAT
+    format: Literal["fedattn-report/4"] = REPORT_FORMAT
     fedattn_version: str
     created_at: str
     config: dict[str, Any]
@@ -177,6 +177,7 @@ class Report(Section):
     data_set: str
     outcome: Outcome
     authority_held_by: Party  # who certified the devices, as the server declares
+    secure_aggregation: SecureAggregation  # arithmetic: masks were skipped, rows are as if masked
     resumes: Count  # how often the run was killed and went on
     totals: Totals
     accountants: Accountants  # of the outsider's row; the larger upper bound is its epsilon

@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterator
 
 from fedattn.secagg import messages
 from fedattn.secagg.checks import require
-from fedattn.secagg.confirmation import verify_notice
 from fedattn.secagg.shown import read_advertisement
 from fedattn.secagg.spec import RoundSpec
 from fedattn.secagg.wire import EVERYONE, Stage, server_message
@@ -68,27 +67,9 @@ class Adverts:
         """The members whose shares `index` holds, among them itself in the complete graph."""
         return self._drawn_by.get(index, ()) if self._spec.degree else self._read.keys()
 
-    def require_notice(self, index: int, notice: messages.Notice, sharers: Collection[int]) -> None:
-        """Check that member `index` signed what it was told: who of its draws did not share.
-
-        Otherwise its holders would refuse to reveal, and the round would end there. Raises
-        ProtocolError("notice").
-        """
-        drawn = self._read[index].out_neighbours
-        absent = tuple(member for member in drawn if member not in sharers)
-        require(
-            bool(self._spec.degree)
-            and (notice.owner, notice.absent) == (index, absent)
-            and verify_notice(
-                self._spec.public_key(index),
-                self._spec.instruction_hash,
-                index,
-                absent,
-                notice.signature,
-            ),
-            "notice",
-            f"member {index}: must sign, in a sparse graph alone, which of its draws did not share",
-        )
+    def absent(self, index: int, sharers: Collection[int]) -> tuple[int, ...]:
+        """Who of the members that `index` drew is not among `sharers`, ascending."""
+        return tuple(other for other in self._read[index].out_neighbours if other not in sharers)
 
     def key_list(self, index: int) -> bytes:
         """The message that relays to `index` (or to EVERYONE) the advertisements it needs."""

@@ -42,8 +42,9 @@ def require_members(
     )
     # (2) a member that was not in the stage before has no checked keys, or no shares
     allowed = within if isinstance(within, range) else frozenset(within)
-    for index in shown:
-        require(index in allowed, f"{where}.subset", f"member {index} was not in the stage before")
+    others = [index for index in shown if index not in allowed]
+    first = min(others, default=0)
+    require(not others, f"{where}.subset", f"member {first} was not in the stage before")
     # (3) below the threshold a colluding set may be all that is left beside us
     require(
         len(shown) >= threshold, f"{where}.threshold", f"{len(shown)} members, need {threshold}"

@@ -52,8 +52,10 @@ def advertise(
     different keys to different peers, or choose between two draws.
 
     Raises ProtocolError("roster" | "identity") if `identity` is not member `index` of the roster,
-    ("spec.degree") if degree and share threshold give a sparse graph less than 2^-security.
+    ("spec.degree") if degree and share threshold give a sparse graph less than 2^-security,
+    ("masks") for a round without masks.
     """
+    require(spec.is_masked, "masks", "this round's instruction skips them")
     _require_identity(spec, index, identity)
     # (1) too few neighbours, or shares, could leave us alone among colluders
     if spec.degree:

@@ -16,42 +16,38 @@ from collections.abc import Container
 import numpy as np
 import numpy.typing as npt
 
-from fedattn.errors import ThresholdError
 from fedattn.secagg import keys, messages, wire
 from fedattn.secagg.adverts import Adverts
 from fedattn.secagg.checks import require
-from fedattn.secagg.confirmation import survivors_sha256, verify_confirmation
 from fedattn.secagg.prg import add_masks, reduce_words
 from fedattn.secagg.spec import RoundSpec
+from fedattn.secagg.survivors import SurvivorSum
 from fedattn.secagg.unmasking import masks_to_add, recover_secrets
-from fedattn.secagg.wire import EVERYONE, HASH_BYTES, Stage, open_signed, server_message
+from fedattn.secagg.uploads import Uploads
+from fedattn.secagg.wire import EVERYONE, Stage, open_signed, server_message
 
 _MAIL_BYTES = 4 + keys.PACKET_BYTES
 _MAX_THREADS = 4
 
 
-class ServerRound:
+class ServerRound(SurvivorSum):
     """One round at the server; `stage` is the client message it now accepts.
 
-    Call, in order: `advertised`*, `key_list`, `shared`*, `mailbox`*, `uploaded`*, `survivors`,
-    `confirmed`*, `confirmations`, `revealed`*, `total`. The relaying calls close the stage before
-    them and may be repeated; a message that comes after its stage is ProtocolError("stage").
+    Call, in order: `advertised`*, `key_list`, `shared`*, `mailbox`*, `uploaded`* (or, where words
+    are added elsewhere, `summed`* and `add_uploads`), `survivors`, `confirmed`*, `confirmations`,
+    `revealed`*, `total`. The relaying calls close the stage before them and may be repeated; a
+    message that comes after its stage is ProtocolError("stage").
     """
 
     def __init__(self, spec: RoundSpec, threads: int | None = None) -> None:
-        self.spec = spec
-        self.stage = Stage.ADVERTISE
+        super().__init__(spec)
+        require(spec.is_masked, "masks", "this round's instruction skips them")
         self._threads = min(os.cpu_count() or 1, _MAX_THREADS) if threads is None else threads
         self._adverts = Adverts(spec)
         self._key_list = b""  # the same for all in a complete graph
         self._shared: set[int] = set()
         self._mail: dict[int, bytearray] = {}  # recipient -> sender u32 | packet, as they came
-        self._sum = np.zeros(spec.dimension, messages.word_type(spec.modulus_bits))
-        self._uploaded: set[int] = set()
-        self._survivors_hash = b""
-        self._notices: dict[int, messages.Notice] = {}
-        self._statement: bytes | None = None
-        self._signatures: dict[int, bytes] = {}
+        self._uploads: Uploads | None = None
         self._revealed: set[int] = set()
         self._shares: dict[int, dict[int, int]] = {}  # owner -> by whom -> share
         self._total: messages.Words | None = None
@@ -69,21 +65,6 @@ class ServerRound:
     def sharers(self) -> tuple[int, ...]:
         """Members whose packets are accepted (U2), ascending."""
         return tuple(sorted(self._shared))
-
-    @property
-    def survivor_indices(self) -> tuple[int, ...]:
-        """Members whose vectors are in the sum (U3), ascending."""
-        return tuple(sorted(self._uploaded))
-
-    @property
-    def survivors_hash(self) -> bytes:
-        """`survivors_sha256` of `survivor_indices`: what survivors confirm."""
-        return survivors_sha256(self.survivor_indices)
-
-    @property
-    def confirmation_signatures(self) -> dict[int, bytes]:
-        """The survivors' verified signatures (64 bytes each) by index (U4), a copy."""
-        return dict(sorted(self._signatures.items()))
 
     @property
     def revealers(self) -> tuple[int, ...]:
@@ -139,74 +120,33 @@ class ServerRound:
         body = messages.Mailbox(near, tuple(sorted(packets))).encode()
         return server_message(self.spec, Stage.UPLOAD, index, body)
 
-    def uploaded(self, index: int, message: bytes) -> None:
-        """Add member `index`'s masked vector to the sum; a malformed one leaves it as it is."""
-        self._require_turn(Stage.UPLOAD, index, self._uploaded, self._shared)
-        body = open_signed(self.spec, message, Stage.UPLOAD, index)
-        masked = messages.MaskedVector.decode(body)
-        # (1) a vector of another length or modulus cannot be added
-        require(
-            masked.modulus_bits == self.spec.modulus_bits,
-            "vector.modulus_bits",
-            f"member {index}: must be {self.spec.modulus_bits}",
-        )
-        require(
-            len(masked.words) == self.spec.dimension,
-            "vector.dimension",
-            f"member {index}: must have {self.spec.dimension} coordinates",
-        )
-        notice = masked.notice
-        if notice is None:
-            require(not self.spec.degree, "notice", f"member {index}: must send one")
-        else:
-            self._adverts.require_notice(index, notice, self._shared)
-            self._notices[index] = notice
-        np.add(self._sum, masked.words, out=self._sum)
-        self._uploaded.add(index)
+    @property
+    def uploads(self) -> Uploads:
+        """Close stage 2: what uploads must be, now that it is known who shared."""
+        if self._uploads is None:
+            self._close(Stage.SHARE, len(self._shared), "sharers")
+            absent = None
+            if self.spec.degree:
+                absent = {
+                    index: self._adverts.absent(index, self._shared) for index in self._shared
+                }
+            self._uploads = Uploads(self.spec, absent)
+        return self._uploads
+
+    def _may_upload(self) -> Container[int]:
+        return self._shared
+
+    def _accepted(self, index: int, notice: messages.Notice | None) -> None:
+        super()._accepted(index, notice)
         self._mail.pop(index, None)
 
     def survivors(self) -> bytes:
         """Close stage 3: the message that names the survivors, the same for all of them."""
         if self.stage == Stage.SHARE:  # nobody asked for a mailbox, so nobody can have uploaded
             self._close(Stage.SHARE, len(self._shared), "sharers")
-        self._close(Stage.UPLOAD, len(self._uploaded), "survivors")
-        self._survivors_hash = self.survivors_hash
+        listed = super().survivors()
         self._mail.clear()
-        body = messages.SurvivorList(self.survivor_indices).encode()
-        return server_message(self.spec, Stage.CONFIRM, EVERYONE, body)
-
-    def confirmed(self, index: int, message: bytes, statement: bytes) -> None:
-        """Accept survivor `index`'s confirmation of our survivor list and of `statement`."""
-        self._require_turn(Stage.CONFIRM, index, self._signatures, self._uploaded)
-        same = self._statement is None or statement == self._statement
-        require(len(statement) == HASH_BYTES and same, "statement", "one per round, of 32 bytes")
-        _, body = wire.body_of(
-            self.spec, message, stage=Stage.CONFIRM, role=wire.Role.CLIENT, index=index
-        )
-        said = messages.Confirmation.decode(body)
-        require(
-            said.survivors_sha256 == self._survivors_hash,
-            "confirmation.survivors",
-            f"member {index} confirms another survivor list",
-        )
-        require(
-            said.statement == statement,
-            "confirmation.statement",
-            f"member {index} confirms another statement",
-        )
-        require(
-            verify_confirmation(
-                self.spec.public_key(index),
-                self.spec.instruction_hash,
-                said.survivors_sha256,
-                said.statement,
-                said.signature,
-            ),
-            "confirmation.signature",
-            f"not signed by member {index}",
-        )
-        self._statement = statement
-        self._signatures[index] = said.signature
+        return listed
 
     def confirmations(self, index: int | None = None) -> bytes:
         """Close stage 4: the message that shows to `index` that survivors confirmed.
@@ -275,25 +215,3 @@ class ServerRound:
         require(index is not None and index in waiting, check, f"member {index} awaits none")
         assert index is not None
         return index
-
-    def _require_turn(
-        self, stage: Stage, index: int, done: Container[int], allowed: Container[int]
-    ) -> None:
-        # (0) each stage in order, each member once, only who was in the stage before
-        require(
-            self.stage == stage, "stage", f"is {int(self.stage)}, the message needs {int(stage)}"
-        )
-        require(index in allowed, "roster", f"member {index} was not in the stage before")
-        require(index not in done, "repeat", f"member {index} already sent its message")
-
-    def _close(self, stage: Stage, count: int, noun: str) -> None:
-        require(self.stage in (stage, stage + 1), "stage", f"is {int(self.stage)}")
-        self._require_enough(count, noun)
-        self.stage = Stage(stage + 1)
-
-    def _require_enough(self, count: int, noun: str) -> None:
-        if count < self.spec.threshold:
-            raise ThresholdError(
-                f"{count} {noun}, need {self.spec.threshold}; "
-                f"round {self.spec.round} aborted, nothing unmasked"
-            )

@@ -28,6 +28,8 @@ class RoundSpec:
     degree: k, the neighbours each member draws for itself; 0 is the complete graph.
     share_threshold: t of a member's k drawn neighbours reconstruct its secrets; 0 in the complete
         graph, where T of all members do.
+    is_masked: False in a simulated round that skips keys, shares and masks (`arithmetic.py`); no
+        step or state of a masked round takes such a spec, and the other way round.
 
     Requires 2T > n + c: two quorums of T then share an honest member, so the server cannot
     collect T confirmations of two different survivor lists (Bonawitz et al. 2017, section 6).
@@ -46,6 +48,7 @@ class RoundSpec:
     modulus_bits: int = 32
     degree: int = 0
     share_threshold: int = 0
+    is_masked: bool = True
 
     def __post_init__(self) -> None:
         n, t, c = len(self.roster), self.threshold, self.max_colluding
@@ -82,6 +85,8 @@ class RoundSpec:
             "spec.share_threshold",
             f"is {self.share_threshold}, must be in {min(k, 1)}..{k}",
         )
+        # (5) without masks there are no neighbours
+        require(self.is_masked or k == 0, "spec.degree", f"is {k}, must be 0 without masks")
 
     @property
     def recovery_threshold(self) -> int:
@@ -103,8 +108,10 @@ class RoundSpec:
     def to_bytes(self) -> bytes:
         """The fields in their order, then n keys of 32.
 
-        hash 32 | round u64 | T u32 | c u32 | d u32 | bits u8 | k u32 | t u32 | n u32 | keys.
+        hash 32 | round u64 | T u32 | c u32 | d u32 | bits u8 | k u32 | t u32 | n u32 | keys. Of a
+        masked round alone: ProtocolError("masks") otherwise.
         """
+        require(self.is_masked, "masks", "a round without masks keeps no spec")
         fixed = _FIXED.pack(
             self.instruction_hash,
             self.round,

@@ -94,7 +94,8 @@ class Reader:
 
     def indices(self) -> tuple[int, ...]:
         """The next list of member indices: count u32, then u32 each."""
-        return tuple(self.number(4) for _ in range(self.count(4)))
+        count = self.count(4)
+        return struct.unpack(f">{count}I", self.view(4 * count))
 
     @property
     def remaining(self) -> int:
@@ -119,7 +120,7 @@ def blob(data: bytes) -> bytes:
 
 def index_list(indices: Sequence[int]) -> bytes:
     """Count u32, then u32 each."""
-    return number(len(indices)) + b"".join(map(number, indices))
+    return number(len(indices)) + struct.pack(f">{len(indices)}I", *indices)
 
 
 def header(spec: RoundSpec, stage: Stage, role: Role, index: int) -> bytes:

@@ -35,7 +35,12 @@ class Notes(SilentObserver):
 
 
 class Interposed:
-    """The grid, with the replies of device 1 at one stage replaced."""
+    """The grid, with the replies of device 1 at one stage replaced; uploads are added up after it.
+
+    (Where a grid adds them before, a device that lies is in tests/flower/test_uploads.py.)
+    """
+
+    push_summed = None
 
     def __init__(self, grid, message_type, replace):
         self._grid, self._type, self._replace = grid, message_type, replace

@@ -4,6 +4,7 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
 from fedattn.config import Fault
+from fedattn.flower.embedded.contexts import LazyNodes
 from fedattn.flower.grid import EmbeddedGrid
 
 
@@ -103,3 +104,26 @@ def test_who_vanished_stays_away_for_the_rest_of_the_round_and_is_not_even_asked
     assert [m.metadata.message_type for m in seen if m.metadata.dst_node_id == 5] == [
         "query.advertise"
     ]
+
+
+def test_a_client_that_answers_nothing_is_an_error_reply():
+    engine = EmbeddedGrid(lambda message, context: None, {5: {}})
+    (reply,) = ask(engine)
+    assert reply.error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+    assert engine._contexts.held == 0
+
+
+def test_nodes_are_looked_at_one_by_one_and_those_of_faults_are_the_first():
+    looked_at = []
+    nodes = LazyNodes(range(5, 100_005), lambda node: looked_at.append(node) or {"partition-id": 1})
+    engine = EmbeddedGrid(echo_app(), nodes, faults=[Fault(round=1, stage="advertise", clients=2)])
+    assert engine.get_node_ids() == range(5, 100_005)
+    assert looked_at == []
+    replies = {}
+    for node in (5, 6, 7, 100_004):
+        message = engine.create_message(RecordDict(), "query.advertise", node, "1")
+        (replies[node],) = engine.send_and_receive([message])
+    assert [node for node, reply in replies.items() if reply.has_error()] == [5, 6]
+    assert set(looked_at) == {5, 6, 7, 100_004}
+    assert engine._contexts.held == 4
+    assert list(engine._contexts[7].state) == ["seen"]

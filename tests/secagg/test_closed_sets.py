@@ -10,7 +10,7 @@ from fedattn.errors import SecAggError
 from fedattn.secagg import messages, shown
 from fedattn.secagg.messages import Kind
 from fedattn.secagg.wire import Stage, open_signed, server_message
-from tests.secagg.harness import Round, make_spec
+from tests.secagg.harness import Round, Trusting, make_spec
 
 N, COLLUDING, T, K = 9, {8, 9}, 6, 4
 HONEST = range(1, 8)
@@ -26,7 +26,7 @@ class Lying(Round):
         self.seed, self.dice, self.packets = seed, dice, {}
         self.hide = dice.choice([0.0, 0.15, 0.4])
         self.server.shared, self.server.mailbox = self.take, self.mail
-        self.server._adverts.require_notice = lambda *_: None
+        self.server._uploads = Trusting(spec)
 
     def hidden(self, index, members):
         """Whom the server hides from `index`, of `members`."""

@@ -1,0 +1,1 @@
+"""The embedded engine: this process's grid, and the worker processes that answer for clients."""
