@@ -267,6 +267,7 @@ def _roster(certificates: bytes, authority: bytes, second: datetime) -> dict[byt
     return {each.public_key: each.serial for each in members if each.serial is not None}
 
 
+_version = lru_cache(version)  # (reads the package's metadata)
 _random_starts: dict[str, str] = {}
 
 
@@ -275,7 +276,7 @@ def _random_start(config: ModelConfig, seed: int | None, memory: Path) -> str:
 
     A wrong memory makes this device decline, no more: it trains from what torch makes.
     """
-    drawn = f"{version('torch')} {seed} {config.model_dump_json()}"
+    drawn = f"{_version('torch')} {seed} {config.model_dump_json()}"
     name = hashlib.sha256(drawn.encode()).hexdigest()
     if name in _random_starts:
         return _random_starts[name]

@@ -189,14 +189,17 @@ def simulate(
         "resume": "yes" if is_resumed else "",
         "created-by": "simulate",
     }
-    if engine == "ray":
-        from fedattn.flower.observer import SilentObserver
-        from fedattn.flower.ray_engine import run as run_on_ray
+    from fedattn.kept_tokens import kept_tokens
 
-        watching = SilentObserver() if observer is None else observer
-        run_on_ray(config, run_dir, run_config, run_dir / "devices", watching)
-    else:
-        _embedded(config, run_dir, run_config, observer, taps)
+    with kept_tokens(config, run_dir / "tokens"):
+        if engine == "ray":
+            from fedattn.flower.observer import SilentObserver
+            from fedattn.flower.ray_engine import run as run_on_ray
+
+            watching = SilentObserver() if observer is None else observer
+            run_on_ray(config, run_dir, run_config, run_dir / "devices", watching)
+        else:
+            _embedded(config, run_dir, run_config, observer, taps)
     key = fingerprint(SigningKey.load(key_path).public_bytes)
     return Simulation(run_dir, read_report(run_dir), key, time.monotonic() - began)
 

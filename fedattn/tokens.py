@@ -50,15 +50,7 @@ class Tokenizer:
         self.vocab_size = vocab_size
         self.size = vocab_size + len(SPECIALS)
         self.pad, self.bos, self.eos, self.me, self.you = range(vocab_size, self.size)
-        ranks, merges = _vocabulary()
-        bpe = tokenizers.models.BPE(
-            vocab={token: i for token, i in ranks.items() if i < vocab_size},
-            merges=list(merges[: vocab_size - BYTES]),
-        )
-        self._bpe = tokenizers.Tokenizer(bpe)
-        # A prefix space would be a character that the text does not hold.
-        self._bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-        self._bpe.decoder = tokenizers.decoders.ByteLevel()
+        self._bpe = _byte_pairs(vocab_size)
 
     def __repr__(self) -> str:
         return f"Tokenizer({self.vocab_size})"
@@ -96,6 +88,21 @@ def _has_bytes(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+@cache
+def _byte_pairs(vocab_size: int) -> tokenizers.Tokenizer:
+    """GPT-2's first `vocab_size` ids; one serves every Tokenizer of a process."""
+    ranks, merges = _vocabulary()
+    model = tokenizers.models.BPE(
+        vocab={token: i for token, i in ranks.items() if i < vocab_size},
+        merges=list(merges[: vocab_size - BYTES]),
+    )
+    bpe = tokenizers.Tokenizer(model)
+    # A prefix space would be a character that the text does not hold.
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = tokenizers.decoders.ByteLevel()
+    return bpe
 
 
 @cache

@@ -479,3 +479,11 @@ def test_noise_too_small_or_too_large_to_draw_is_refused(clip_norm):
     raw = changed(privacy__clip_norm=clip_norm, privacy__noise_multiplier=1.0)
     with pytest.raises(ConfigError, match=r"noise_multiplier \* clip_norm"):
         config_from_dict(raw)
+
+
+@pytest.mark.parametrize("stage", ["share", "unmask"])
+def test_a_fault_at_a_stage_that_arithmetic_skips_is_refused(stage):
+    raw = {**BASE, "faults": [{"round": 1, "stage": stage, "clients": 1}]}
+    config_from_dict(raw)
+    with pytest.raises(ConfigError, match=f"stage {stage} is skipped"):
+        config_from_dict({**raw, "secure_aggregation": "arithmetic"})

@@ -116,7 +116,9 @@ def test_what_leaves_and_what_is_drawn_are_those_of_a_device_with_memory_enough(
 ):
     records = make_records(13, replies=3)
     changes = {**MODES[mode], "model__trainable": which}
-    if at == "late" and which == "bias_norm":  # (a frozen embedding has a gradient there with hooks)
+    if (
+        at == "late" and which == "bias_norm"
+    ):  # (a frozen embedding has a gradient there with hooks)
         if mode in ("client", "none"):
             pytest.skip("a frozen embedding has no gradient there")
         changes["train__clipping"] = "hooks"

@@ -169,7 +169,7 @@ def test_a_device_places_training_by_its_own_keys(
 
 @pytest.mark.parametrize("key", ["local_steps", "expected_batch_size", "weights", "nonsense"])
 def test_a_device_cannot_place_what_is_agreed(make_config, key):
-    with pytest.raises(ConfigError, match="a device's own keys are device, max_batch_bytes"):
+    with pytest.raises(ConfigError, match="a device's own keys are clipping, device, max_batch"):
         make_config().placed({key: 1})
 
 

@@ -15,6 +15,7 @@ from fedattn.entries import Abort, Close, Intent, Open, Release, Resume, Skip
 from fedattn.ledger import GENESIS
 from fedattn.mechanism import threshold_of
 from fedattn.privacy import rows
+from fedattn.privacy.binomial import tail
 from fedattn.privacy.events import round_event
 from fedattn.signing import fingerprint
 
@@ -171,15 +172,13 @@ def client_sampling(e: Evidence) -> str:
     rate, devices = e.config.privacy.client_rate, len(e.opened.roster)
     if rate == 1:
         return "every client is asked in each round"
-    from scipy.stats import binom  # type: ignore[import-untyped]
-
     asked = Counter(key for _, intent in e.intents for key in intent.roster)
     rounds, drawn = len(e.intents) + e.count(Skip), asked.total()
     busiest = max(asked.values(), default=0)
     # of skipped rounds nothing is counted, so each count is at most that of independent draws
-    chance = float(binom.sf(drawn - 1, rounds * devices, rate))
+    chance = tail(rounds * devices, rate, drawn - 1)
     require(chance > UNLIKELY, f"{drawn} devices asked in {rounds} rounds: not rate {rate:g}")
-    chance = devices * float(binom.sf(busiest - 1, rounds, rate))
+    chance = devices * tail(rounds, rate, busiest - 1)
     require(chance > UNLIKELY, f"a device asked in {busiest} of {rounds} rounds: not rate {rate:g}")
     return f"{drawn} draws in {rounds} rounds, at most {busiest} of one device: rate {rate:g} fits"
 

@@ -210,6 +210,11 @@ class Config(Section):
         self._check_round()
         n = self.data.clients
         for fault in self.faults:
+            if self.secure_aggregation == "arithmetic" and fault.stage in ("share", "unmask"):
+                raise ValueError(
+                    f"faults: stage {fault.stage} is skipped with `secure_aggregation: "
+                    "arithmetic`; use advertise, upload or confirm"
+                )
             if fault.round > self.train.rounds:
                 raise ValueError(
                     f"faults: round {fault.round} is above train.rounds {self.train.rounds}"

@@ -28,6 +28,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fedattn.errors import ProtocolError
+from fedattn.flower.arrays import view
 from fedattn.start import Floats
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def vector(message: Message, dimension: int) -> Floats:
     array = None if arrays is None else arrays.get("vector")
     if array is None or array.dtype != "float32" or tuple(array.shape) != (dimension,):
         raise ProtocolError("wire", f"a message lacks the model vector ({dimension},) float32")
-    values = np.array(array.numpy(), np.float32)
+    values = np.array(view(array), np.float32)
     if values.shape != (dimension,):  # (what was checked is what the sender says of it)
         raise ProtocolError("wire", f"a message lacks the model vector ({dimension},) float32")
     return values

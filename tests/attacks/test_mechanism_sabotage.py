@@ -82,7 +82,7 @@ def clip_nothing(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         fedattn.clipping.ClippedSum,
         "__init__",
-        lambda self, parameters, clip_norm: honest(self, parameters, 1e6 * clip_norm),
+        lambda self, parameters, clip_norm, *rest: honest(self, parameters, 1e6 * clip_norm, *rest),
     )
 
 
