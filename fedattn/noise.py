@@ -135,6 +135,7 @@ def _add(
     np.multiply(part, 1 / step, out=total, dtype=np.float64)  # a power of two: exact
     np.rint(total, out=total)
     np.add(total, noise, out=total)
+    np.add(total, 0.0, out=total)  # the sign of a zero would tell that of the value
     np.multiply(total, step, out=part, dtype=np.float64, casting="same_kind")
 
 

@@ -45,7 +45,7 @@ from fedattn.randomness import Randomness
 from fedattn.tokens import Tokenizer
 
 Example: TypeAlias = tuple[Pair, ...]  # what was drawn from one record
-_STEP = 16  # lengths are filled up to multiples of this in bfloat16
+_STEP = 16  # where records are clipped, lengths are filled up to multiples of this
 
 
 @dataclass(frozen=True)
@@ -190,12 +190,12 @@ class _Steps(ABC):
             self.rows.compute(alike, self.run, lambda count: self.rehearse([made_up] * count))
 
     def _buckets(self, ordered: list[Example]) -> list[list[Example]]:
-        """What may share a physical batch: in bfloat16, examples of equal padded lengths alone.
+        """What may share a pass: where records are clipped, those of equal padded lengths alone.
 
-        There a record's gradient moves by parts of a thousand with its padding, which must then not
-        hang on others' lengths (clipped_sum.py, CLIP_MARGIN).
+        A server that crafts weights can make padding matter: a record's pass, its rounding, even
+        whether it is finite, would hang on the longest record beside it (clipped_sum.py).
         """
-        if self.config.train.precision == "float32":
+        if self.clipping is None:
             return [ordered]
         return [list(alike) for _, alike in groupby(sorted(ordered, key=_rounded), key=_rounded)]
 
@@ -211,9 +211,10 @@ class _Steps(ABC):
         """Loss of each draw of each example, (len(examples) * draws,)."""
         pairs = [draw for example in examples for draw in example]
         batch = collate(pairs, self.tokenizer, self.model.shape.reply_tokens)
+        if self.clipping is not None:
+            shape = self.model.shape
+            batch = padded(batch, self.tokenizer.pad, shape.context_tokens, shape.reply_tokens)
         is_low = self.config.train.precision == "bfloat16"
-        if is_low:
-            batch = padded(batch, _STEP, self.tokenizer.pad)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=is_low):
             return record_losses(self.model, batch.to(self.device))
 
@@ -223,10 +224,11 @@ def _rounded(example: Example) -> tuple[int, int]:
     return -(-context // _STEP), -(-reply // _STEP)
 
 
-def padded(batch: Batch, step: int, pad: int) -> Batch:
-    """The batch with both lengths filled up to multiples of `step`."""
-    left = -batch.context.shape[1] % step
-    right = -batch.tokens.shape[1] % step
+def padded(batch: Batch, pad: int, context_tokens: int, reply_tokens: int) -> Batch:
+    """The batch with both lengths filled up to multiples of 16, or to the most there are."""
+    width, length = batch.context.shape[1], batch.tokens.shape[1]
+    left = min(width + -width % _STEP, max(width, context_tokens)) - width
+    right = min(length + -length % _STEP, max(length, reply_tokens)) - length
     return Batch(
         F.pad(batch.context, (left, 0), value=pad),
         F.pad(batch.tokens, (0, right), value=pad),

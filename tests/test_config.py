@@ -384,7 +384,7 @@ def test_canonical_json_is_sorted_and_has_no_spaces():
 
 @given(
     st.floats(1e-300, 1, exclude_max=False),
-    st.floats(1e-29, 1e29),
+    st.floats(1e-9, 1e29),
     st.integers(0, 2**63 - 1) | st.none(),
     st.text(st.characters(codec="utf-8"), min_size=1, max_size=5),
 )
@@ -474,9 +474,9 @@ def test_a_single_budget_holds_against_all_that_the_noise_protects_from():
     assert server.privacy.budgets == {"outsider": 8.0}
 
 
-@pytest.mark.parametrize("clip_norm", [1e-31, 1e31])
-def test_noise_too_small_or_too_large_to_draw_is_refused(clip_norm):
-    raw = changed(privacy__clip_norm=clip_norm, privacy__noise_multiplier=1.0)
+@pytest.mark.parametrize("noise_multiplier", [1e-31, 1e31])
+def test_noise_too_small_or_too_large_to_draw_is_refused(noise_multiplier):
+    raw = changed(privacy__clip_norm=1.0, privacy__noise_multiplier=noise_multiplier)
     with pytest.raises(ConfigError, match=r"noise_multiplier \* clip_norm"):
         config_from_dict(raw)
 

@@ -1,10 +1,13 @@
 """Per-record gradients, clipped and noised; the only user of Opacus.
 
-Three ways to the same clipped sum (`train.clipping`):
+Two ways to the same clipped sum (`train.clipping`):
 
     book_keeping   one backward pass, norms from kept factors; ours (book_keeping.py)
-    ghost          Opacus: two backward passes; no tied weights, one row a record
     hooks          Opacus: every per-record gradient in memory
+
+Opacus's ghost clipping is not offered: it sums by a second backward pass in float32, in which a
+record whose places cancel can exceed its share of the first pass's norm without bound
+(benchmarks.dp_step has its cost).
 """
 
 from __future__ import annotations
@@ -17,11 +20,9 @@ from torch import Tensor, nn
 
 from fedattn.clipping.book_keeping import BookKeeping
 from fedattn.clipping.clipped_sum import CLIP_MARGIN, CLIP_MARGIN_BFLOAT16, ClippedSum
-from fedattn.clipping.ghost import GhostGradients, GhostSum
 from fedattn.clipping.hooks import PerRecordGradients, per_record_gradients
 from fedattn.clipping.kept_sum import KeptSum
 from fedattn.clipping.optimizer import PrivateOptimizer
-from fedattn.errors import ModelError
 from fedattn.model import AttentionGenerator
 
 __all__ = [
@@ -29,8 +30,6 @@ __all__ = [
     "CLIP_MARGIN_BFLOAT16",
     "BookKeeping",
     "ClippedSum",
-    "GhostGradients",
-    "GhostSum",
     "Gradients",
     "KeptSum",
     "PerRecordGradients",
@@ -76,11 +75,6 @@ def clipped_gradients(
         book = BookKeeping(model, draws)
         margin = CLIP_MARGIN if precision == "float32" else CLIP_MARGIN_BFLOAT16
         gradients, total = book, KeptSum(book, clip_norm, margin)
-    elif method == "ghost":
-        if draws > 1:
-            raise ModelError("clipping: ghost takes one row a record; set draws: 1")
-        gradients = GhostGradients(model, clip_norm)
-        total = GhostSum(gradients.parameters, clip_norm)
     else:
         gradients = PerRecordGradients(model)
         total = ClippedSum(gradients.parameters, clip_norm, draws)

@@ -8,24 +8,24 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-# Norms, clipping and sums are float64; a record is clipped to C (1 - CLIP_MARGIN), which leaves
-# C CLIP_MARGIN for the rest of the arithmetic. With u = 2^-24, float32's rounding, two sums of B
-# and B + 1 records differ from what exact arithmetic gives by
-# - the float64 sum: at most B^2 2^-53 C, nothing (1e-8 C for B = 10^4);
+# A record is clipped to C (1 - CLIP_MARGIN), which leaves C CLIP_MARGIN for the arithmetic. With
+# u = 2^-24, float32's rounding, two sums of B and B + 1 records differ from exact arithmetic by
+# - norms: hooks take them in float64; book-keeping in float32 of products that do not cancel
+#   (kept_sum.py), else in float64 [short by 2e-7 at most, over records made to be trusted wrongly];
+# - sums: float64 over passes, at most B^2 2^-53 C, nothing (1e-8 C for B = 10^4). Within one pass
+#   book-keeping's are float32, at most about 2 u sqrt(B T) B C for B records of T places;
 # - leaving as float32 (one-step rounds): u |sum| <= u B C each, so at most 2 u B C, which stays
 #   within the margin up to B = 8,000 records of one device that all point one way. Where the
-#   device adds its own noise the sum is rounded after it: post-processing, no cost;
-# - the passes: the other records' float32 gradients move when padding or physical batches shift.
-#   A clipped gradient moves by up to 2 e C, e being the relative error of its pass (below 1e-5 in
-#   tests/test_clipping.py), so B of them by 2 e B C at worst and 2 e sqrt(B) C where errors are
-#   independent. No proof bounds e: tests/test_sensitivity.py measures how much of the margin is
-#   used [0.4 % by 1,000 equal records, 0.01 % by 48 real conversations], and the rest is the
-#   floating-point assumption of DESIGN section 4.
+#   device adds its own noise the sum is rounded to the noise's grid (noise.py);
+# - the passes: how another record is computed must not hang on this one. Padding is by a record's
+#   own length alone (train.py): with weights that a server crafted, padding by the batch's would
+#   let one record move or zero all others (tests/attacks/test_crafted_weights.py). What is left is
+#   how many rows a product has: [no difference seen for 1 to 40 rows, crafted weights included].
+#   No proof bounds it: tests/test_sensitivity.py measures how much of the margin is used, and the
+#   rest is the floating-point assumption of DESIGN section 4.
 CLIP_MARGIN = 1e-3
-# In bfloat16 a pass's values are rounded to 2^-9. Padding that another record causes would move a
-# clipped gradient by some 1e-3 of itself [measured: 8e-4 C each, of 32 records], so training pads
-# by a record's own length there; what is left is how many rows a product has. Norms and sums are
-# float32 over the rounded factors, so a record's own share is bounded as above.
+# In bfloat16 a pass's values are rounded to 2^-9, so more is left to what rows do to rounding;
+# norms and sums are float32 over the rounded factors.
 CLIP_MARGIN_BFLOAT16 = 1e-2
 _COLUMNS = 1 << 13  # of gradients made float64 at once: they stay in the second-level cache
 
@@ -35,7 +35,7 @@ class ClippedSum:
 
     With `draws` rows of a batch in turn per record, a record's gradient is the mean of its rows'.
     A record's gradient g counts as g min(1, clip_norm (1 - CLIP_MARGIN) / |g|), and as zero if
-    any of it is not finite. Sums are float64 and kept on the parameters as `summed_grad`, where
+    any of it is not finite. Sums are kept on the parameters as `summed_grad`, where
     DPOptimizer looks for them; None until something is added.
     """
 

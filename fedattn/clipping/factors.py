@@ -20,6 +20,7 @@ from torch import Tensor
 from fedattn.clipping.rules import Matrix, Rows
 
 _MADE_AT_ONCE: Final = 1 << 20  # numbers of G_i in memory while their norms are taken
+_LARGE: Final = 2.0**30  # |x_t|^2 or |g_t|^2; what is lost is below 2^15 1e-19, for any clip norm
 _BLOCK: Final = 32  # places; the products of two different blocks are computed once, not twice
 
 
@@ -30,6 +31,7 @@ class SharedInput:
         self.x = x
         self.grads: list[tuple[Tensor, Tensor]] = []  # (B, T, d_out) each
         self._products: list[Tensor] | None = None  # sums over weights of g_t . g_s, by block
+        self._largest = x.new_zeros(x.shape[0])
         self._made: Tensor | None = None  # (2, B): both results of `squares`
 
     def add(self, parameter: Tensor, grad: Tensor) -> None:
@@ -41,14 +43,21 @@ class SharedInput:
             self._products = _block_products(grad, self._products)
         else:
             squares = _made_squares(self.x, grad)
-            apart = (self.x.square().sum(2) * grad.square().sum(2)).sum(1)
+            mine, theirs = self.x.square().sum(2), grad.square().sum(2)
+            apart = (mine * theirs).sum(1)
+            self._largest = torch.maximum(self._largest, torch.maximum(mine, theirs).amax(1))
             both = torch.stack([squares, apart])
             self._made = both if self._made is None else self._made + both
 
-    def squares(self) -> tuple[Tensor, Tensor]:
-        """Squared norms (B,), and what they would be if no two places had anything in common."""
+    def squares(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Squared norms (B,), what they would be if no two places had anything in common, extremes.
+
+        A record is extreme if a place's input or gradient is so large that the other one, too small
+        for its square to be a float32, could matter.
+        """
         none = self.x.new_zeros(2, self.x.shape[0])
         total, scale = none if self._made is None else self._made
+        extreme = self._largest > _LARGE
         if self._products is not None:
             ours = _block_products(self.x, None)
             for mine, theirs in zip(ours, self._products, strict=True):
@@ -56,8 +65,10 @@ class SharedInput:
                 width = both.shape[1]
                 total = total + 2 * both.sum((1, 2)) - both[:, :, :width].sum((1, 2))
                 scale = scale + both.diagonal(dim1=1, dim2=2).sum(1)
+                for each in (mine, theirs):
+                    extreme = extreme | (each.diagonal(dim1=1, dim2=2).amax(1) > _LARGE)
         self._products = None
-        return total, scale
+        return total, scale, extreme
 
     def exact(self, record: int) -> list[tuple[Tensor, Tensor]]:
         """One record's gradient of each weight, made in float64."""
@@ -97,6 +108,10 @@ class Table:
         used, places = torch.unique(records * size + self.ids, return_inverse=True)
         self._record, self._row = used // size, used % size  # (U,)
         self._rows = _add_rows(self.grad.flatten(0, 1), places.flatten(), len(used))  # (U, d)
+
+    def apart(self) -> Tensor:
+        """What `squares` would be if no two places had anything in common, (B,)."""
+        return self.grad.square().sum((1, 2))
 
     def squares(self) -> Tensor:
         """Squared norms (B,)."""

@@ -31,10 +31,14 @@ class KeptSum(ClippedSum):
     def add(self) -> None:
         """Add the records of the last pass; all sums change or, on an exception, none."""
         totals = _Pass(self._book).clipped(self.limit)
-        for parameter in self.parameters:
-            total, before = totals.get(parameter), parameter.summed_grad
-            if total is not None:
-                parameter.summed_grad = total if before is None else before.double().add_(total)
+        for parameter in (
+            p for p in self.parameters if p in totals
+        ):  # (may run out of memory, and then changes no value)
+            if parameter.summed_grad is not None:
+                parameter.summed_grad = parameter.summed_grad.double()
+        for parameter in (p for p in self.parameters if p in totals):
+            before, total = parameter.summed_grad, totals[parameter]
+            parameter.summed_grad = total if before is None else before.add_(total)
 
     def accumulate(self) -> None:
         """As `add`."""
@@ -74,20 +78,22 @@ class _Pass:
     def _squares(self) -> tuple[Tensor, Tensor]:
         """Every record's squared norm over all parameters, and whether to trust it, (B,) each."""
         parts = [v.flatten(1).square().sum(1) for v in self.vectors.values()]
+        is_extreme = torch.zeros((), dtype=torch.bool)
         apart = [*parts]  # if no two places had anything in common
         for shared in self.inputs:
-            part, scale = shared.squares()
+            part, scale, extreme = shared.squares()
             parts.append(part)
             apart.append(scale)
+            is_extreme = is_extreme | extreme
         for parameter, table in self.tables.items():
             part = table.squares()
-            apart.append(part)
+            apart.append(table.apart())
             if parameter in self.tied:
                 part = part + 2 * table.products(*self.tied[parameter])
             parts.append(part)
         squares = torch.stack(parts).sum(0)
         is_trusted = squares.isfinite() & (squares >= _CANCELLED * torch.stack(apart).sum(0))
-        return squares, ~is_trusted
+        return squares, ~is_trusted | is_extreme
 
     def _add_exact(self, record: int, limit: float, totals: dict[Tensor, Tensor]) -> None:
         """Add one record's gradient, made in float64 and clipped; nothing if it is not finite."""

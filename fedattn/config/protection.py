@@ -13,6 +13,7 @@ Unit = Literal["conversation", "client", "none"]
 Noise = Literal["local", "distributed", "server", "none"]
 Row = Literal["outsider", "server", "collusion", "unmasked"]
 ROWS: tuple[Row, ...] = ("outsider", "server", "collusion", "unmasked")
+LEAST_CLIP_NORM = 1e-9
 LARGEST_EPSILON = 20.0  # a larger promise protects next to nothing
 _NOISES: dict[Unit, tuple[Noise, ...]] = {
     "conversation": ("local", "distributed", "server"),
@@ -98,6 +99,11 @@ class PrivacyConfig(Section):
     def _check_protected(self) -> None:
         if self.noise_multiplier <= 0:
             raise ValueError("noise_multiplier must be above 0; for no privacy say `unit: none`")
+        if self.clip_norm < LEAST_CLIP_NORM:
+            raise ValueError(
+                f"clip_norm {self.clip_norm:g} is below {LEAST_CLIP_NORM:g}, where float32 "
+                "gradients underflow; raise it"
+            )
         std = self.noise_multiplier * self.clip_norm
         if self.noise == "local" and not MIN_STD <= std <= MAX_STD:
             raise ValueError(

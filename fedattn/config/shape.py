@@ -122,7 +122,7 @@ class TrainConfig(Section):
     # bfloat16: matrix products of forward and backward pass in it, norms and sums in float32
     precision: Literal["float32", "bfloat16"] = "float32"
     # How per-conversation gradients are clipped: the same sums, at different cost (clipping/)
-    clipping: Literal["book_keeping", "ghost", "hooks"] = "book_keeping"
+    clipping: Literal["book_keeping", "hooks"] = "book_keeping"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     threads: Annotated[int, Field(ge=0)] = 0  # torch threads; 0: torch's own choice
     max_physical_batch: Count = 64  # examples computed at once; changes memory, not privacy
@@ -134,11 +134,6 @@ class TrainConfig(Section):
             raise ValueError(
                 "weights: weighting clients by their number of examples would send that number "
                 "and change each one's sensitivity; use `weights: uniform`"
-            )
-        if self.clipping == "ghost" and self.draws > 1:
-            raise ValueError(
-                f"draws {self.draws}: `clipping: ghost` clips each example by itself; use "
-                "`clipping: book_keeping` or `draws: 1`"
             )
         if self.clipping != "book_keeping" and self.precision != "float32":
             raise ValueError(
@@ -264,11 +259,6 @@ class Config(Section):
             raise ValueError(
                 f"train.local_steps {train.local_steps}: with `unit: conversation` and `noise: "
                 f"{privacy.noise}` a round is one DP-SGD step; set local_steps: 1"
-            )
-        if train.clipping == "ghost" and self.model.trainable == "all":
-            raise ValueError(
-                "train.clipping: ghost has no rule for the embedding, which is tied to the output "
-                "layer; use `clipping: book_keeping`, or `model.trainable: bias_norm`"
             )
         if train.draws > 1 and privacy.unit == "client":
             raise ValueError(
