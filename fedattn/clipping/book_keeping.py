@@ -40,10 +40,11 @@ class BookKeeping:
         """Forget everything a pass left behind, whether it ended or raised."""
         self._ends: list[Tensor] = []  # outputs behind which nothing has a gradient to compute
         self._uses: dict[Tensor, int] = {}  # calls whose gradient is still to come
+        # by identity of an input, held so that no other gets its address: layers that multiply it
+        self._sharing: dict[int, tuple[Tensor, int]] = {}
         self._waiting: dict[Tensor, list[Matrix]] = {}
         self.vectors: dict[Tensor, Tensor] = {}  # (B, ...)
-        # by identity of a layer's input, which is held so that no other gets its address
-        self.inputs: dict[int, tuple[Tensor, SharedInput]] = {}
+        self.inputs: dict[int, tuple[Tensor, SharedInput]] = {}  # likewise
         self.rows: dict[Tensor, list[Rows]] = {}
 
     def close(self) -> None:
@@ -65,12 +66,15 @@ class BookKeeping:
             return
         if not any(isinstance(each, Tensor) and each.requires_grad for each in inputs):
             self._ends.append(output)
-        if isinstance(layer, nn.Linear):
+        if isinstance(layer, nn.Linear) and layer.weight.requires_grad:
             self._uses[layer.weight] = self._uses.get(layer.weight, 0) + 1
-        hook = partial(self._flowed, layer, rule, inputs)
+            given = inputs[0]
+            self._sharing[id(given)] = given, self._sharing.get(id(given), (given, 0))[1] + 1
+        hook = partial(self._flowed, layer, rule, [inputs])
         output.register_hook(hook)  # type: ignore[no-untyped-call]
 
-    def _flowed(self, layer: nn.Module, rule: Rule, inputs: Any, grad: Tensor) -> None:
+    def _flowed(self, layer: nn.Module, rule: Rule, held: list[Any], grad: Tensor) -> None:
+        inputs = held.pop()  # (the graph keeps the hook, and what it holds, to the end of the pass)
         for piece in rule(layer, inputs, grad.detach()):
             self._note(piece, inputs)
 
@@ -103,4 +107,7 @@ class BookKeeping:
             given = x
         if id(given) not in self.inputs:
             self.inputs[id(given)] = given, SharedInput(x)
-        self.inputs[id(given)][1].add(parameter, grad)
+        shared = self.inputs[id(given)][1]
+        shared.add(parameter, grad)
+        if len(shared.grads) == self._sharing.get(id(given), (given, 0))[1]:
+            shared.close()  # (its products take memory)

@@ -31,11 +31,13 @@ class SharedInput:
         self.x = x
         self.grads: list[tuple[Tensor, Tensor]] = []  # (B, T, d_out) each
         self._products: list[Tensor] | None = None  # sums over weights of g_t . g_s, by block
+        self._squares: tuple[Tensor, Tensor, Tensor] | None = None
         self._largest = x.new_zeros(x.shape[0])
         self._made: Tensor | None = None  # (2, B): both results of `squares`
 
     def add(self, parameter: Tensor, grad: Tensor) -> None:
-        """One weight's output gradient."""
+        """One weight's output gradient; not after `close`."""
+        assert self._squares is None
         self.grads.append((parameter, grad))
         places, wide, high = self.x.shape[1], self.x.shape[2], grad.shape[2]
         shared = 0 if self._products is not None else wide
@@ -55,6 +57,14 @@ class SharedInput:
         A record is extreme if a place's input or gradient is so large that the other one, too small
         for its square to be a float32, could matter.
         """
+        self.close()
+        assert self._squares is not None
+        return self._squares
+
+    def close(self) -> None:
+        """Every weight is in: compute `squares` and forget the products of places."""
+        if self._squares is not None:
+            return
         none = self.x.new_zeros(2, self.x.shape[0])
         total, scale = none if self._made is None else self._made
         extreme = self._largest > _LARGE
@@ -68,7 +78,7 @@ class SharedInput:
                 for each in (mine, theirs):
                     extreme = extreme | (each.diagonal(dim1=1, dim2=2).amax(1) > _LARGE)
         self._products = None
-        return total, scale, extreme
+        self._squares = total, scale, extreme
 
     def exact(self, record: int) -> list[tuple[Tensor, Tensor]]:
         """One record's gradient of each weight, made in float64."""
