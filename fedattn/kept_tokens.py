@@ -3,8 +3,8 @@
 A simulation plays all devices, and without a store each of its worker processes would load and
 tokenise the whole corpus. The store lies in the run directory; no other run uses it, nothing sends
 it anywhere, and it is deleted when the simulation ends. (One that is killed leaves it behind;
-`resume` reads it, and deletes it.) A device with data of its own makes none: it tokenises them in
-memory, once a process.
+`resume` reads it, and deletes it.) A device with data of its own makes none, and reads none,
+whatever its environment says: it tokenises them in memory, once a process.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -28,13 +29,14 @@ from fedattn.data.chitchat import PACKAGE, chitchat_version
 from fedattn.data.packages import package_folder
 from fedattn.records import Record, surviving, tokenize
 from fedattn.start import start_facts
-from fedattn.token_store import FlatRecords, TokenStore, map_tokens
+from fedattn.token_store import FlatRecords, TokenStore, map_tokens, private_folder
 from fedattn.tokens import Tokenizer
 
 VARIABLE: Final = "FEDATTN_TOKENS"  # the folder of this simulation's store
 FORMAT: Final = "fedattn-tokens/1"  # changes with whatever changes a config's records
 SMALL: Final = 1 << 20  # a source of fewer bytes is tokenised faster than a process starts
 _CHUNK: Final = 512  # conversations tokenised at once
+_OURS: Final = re.compile(r"[0-9a-f]{64}\.tokens(\.[0-9a-f]{16}\.part)?")  # files of `write_tokens`
 
 
 class KeptTokens(NamedTuple):
@@ -66,16 +68,17 @@ class KeptTokens(NamedTuple):
 def kept_tokens(config: Config, folder: Path) -> Iterator[None]:
     """While this lasts, this process and those it starts read `config`'s records from `folder`.
 
-    The store is written first, unless a whole one lies there, by a process of its own: what a
-    corpus costs as Python objects goes with it. In the end `folder` is deleted. A source of less
-    than 1 MiB gets none, nor one that fails to load: without a store every process loads the
-    source itself, and says what is wrong with it.
+    The store is written first, unless a whole one of ours lies there, by a process of its own: what
+    a corpus costs as Python objects goes with it. In the end `folder` is deleted. A source of less
+    than 1 MiB gets none, nor one of one client, nor one that fails to load, nor a `folder` that is
+    not this user's alone: without a store every process loads the source itself, and says what is
+    wrong with it. Nor is a store read that an outer environment names.
     """
-    before = os.environ.get(VARIABLE)
+    before = os.environ.pop(VARIABLE, None)
     try:
-        if _size(config.data) >= SMALL:
-            _write_apart(config, folder)
-            os.environ[VARIABLE] = str(folder.resolve())
+        is_shared = config.data.clients > 1 and _size(config.data) >= SMALL
+        if is_shared and _write_apart(config, folder):
+            os.environ[VARIABLE] = str(_absolute(folder))
         yield
     finally:
         os.environ.pop(VARIABLE, None)
@@ -85,16 +88,25 @@ def kept_tokens(config: Config, folder: Path) -> Iterator[None]:
 
 
 def open_tokens(config: DataConfig, vocab_size: int) -> KeptTokens | None:
-    """The store of `config` that this simulation keeps; None if it keeps no whole one."""
-    if VARIABLE not in os.environ:
+    """The store of `config` that this simulation keeps; None if it keeps no whole one.
+
+    None for a source of one client: a device's own data are one (`OwnData.config`), and such a
+    device may have inherited the variable from whatever started it.
+    """
+    if VARIABLE not in os.environ or config.clients == 1:
         return None
+    return _stored(config, vocab_size, Path(os.environ[VARIABLE]))
+
+
+def _stored(config: DataConfig, vocab_size: int, folder: Path) -> KeptTokens | None:
     key = _key(config.model_dump_json(), _stamp(config), vocab_size)
-    path = Path(os.environ[VARIABLE]) / f"{key}.tokens"
+    path = folder / f"{key}.tokens"
     try:
-        state = path.stat()
+        state = path.lstat()
     except OSError:
         return None
-    return _opened(path, key, state.st_ino, state.st_size, state.st_mtime_ns)
+    # (the last tells a change of owner or mode, too)
+    return _opened(path, key, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
 
 
 def write_tokens(config: DataConfig, vocab_size: int, folder: Path) -> Path:
@@ -166,25 +178,38 @@ def _key(config_json: str, stamp: tuple[str | int, ...], vocab_size: int) -> str
     return hashlib.sha256(named.encode()).hexdigest()
 
 
-def _write_apart(config: Config, folder: Path) -> None:
-    """`write_tokens` in a process of its own, which says nothing; without a store if it fails."""
+def _write_apart(config: Config, folder: Path) -> bool:
+    """`write_tokens` in a process of its own, which says nothing; whether there is a store now."""
     shape = config.model.architecture
     vocab_size = (start_facts(config.model).architecture if shape is None else shape).vocab_size
     asked = {"data": config.data.model_dump(), "vocab_size": vocab_size, "folder": str(folder)}
-    subprocess.run(
+    written = subprocess.run(
         [sys.executable, "-m", "fedattn.kept_tokens"],
         input=json.dumps(asked).encode(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,  # a panic of compiled code may quote what it was given
         check=False,
     )
+    if written.returncode != 0:
+        return False
+    return _stored(config.data, vocab_size, _absolute(folder)) is not None
+
+
+def _absolute(folder: Path) -> Path:
+    """`folder` for every process; a link in its own place stays one, and is refused."""
+    return folder.parent.resolve() / folder.name
 
 
 def _delete(folder: Path) -> None:
-    """Delete a store's folder: the files that a store makes, and the folder if nothing is left."""
+    """Delete a store's folder: the files that a store makes, and the folder if nothing is left.
+
+    A folder that is not this user's alone, or that a link stands for, stays as it is.
+    """
     with suppress(OSError):
-        for path in (*folder.glob("*.tokens"), *folder.glob("*.part")):
-            path.unlink(missing_ok=True)
+        with private_folder(folder) as held:
+            for name in os.listdir(held):
+                if _OURS.fullmatch(name):
+                    os.unlink(name, dir_fd=held)
         folder.rmdir()
 
 

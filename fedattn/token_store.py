@@ -1,8 +1,10 @@
 """Tokenised conversations as flat arrays in one file, mapped into memory.
 
 Memory does not grow with the file: a record is made when it is asked for. The file holds private
-token ids: only its owner may read it (0600) and its folder (0700). kept_tokens.py says who writes
-one, and when it is deleted.
+token ids: it is its owner's alone (0600), and so is its folder (0700). One that is somebody else's,
+or that others may open, or that a symbolic link stands for, is not read, written or deleted: its
+digest tells a torn file, not who made it. kept_tokens.py says who writes one, and when it is
+deleted.
 
     32 bytes   SHA-256 of all that follows: a torn file, or another one, is not read
      8 bytes   length of the header, little-endian
@@ -23,8 +25,10 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, overload
@@ -32,7 +36,6 @@ from typing import Any, Final, overload
 import numpy as np
 import numpy.typing as npt
 
-from fedattn.durable import put_in_place
 from fedattn.records import Record
 
 _ARRAYS: Final = {
@@ -133,23 +136,26 @@ class FlatRecords:
     def write(self, path: Path, key: str) -> None:
         """Make `path` a store named `key`, whole and on disk when this returns; OSError if refused.
 
-        It takes its name when it is complete, so that who writes the same one at the same time
-        replaces it by its equal.
+        Its folder is made, or must be one that `private_folder` opens. It takes its name when it
+        is complete, so that who writes the same one at the same time replaces it by its equal.
         """
         body = self._body(key)
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.parent.chmod(0o700)
-        part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-        try:
-            with os.fdopen(os.open(part, flags, 0o600), "wb") as file:
-                file.write(hashlib.sha256(body).digest())
-                file.write(body)
-                file.flush()
-                os.fsync(file.fileno())
-            put_in_place(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        with suppress(FileExistsError):
+            path.parent.mkdir(mode=0o700, parents=True)
+        part = f"{path.name}.{secrets.token_hex(8)}.part"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        with private_folder(path.parent) as folder:
+            try:
+                with os.fdopen(os.open(part, flags, 0o600, dir_fd=folder), "wb") as file:
+                    file.write(hashlib.sha256(body).digest())
+                    file.write(body)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.rename(part, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+                os.fsync(folder)
+            finally:
+                with suppress(FileNotFoundError):
+                    os.unlink(part, dir_fd=folder)
 
     def _body(self, key: str) -> bytes:
         listed = [(name, kind, len(self._arrays[name])) for name, kind in _ARRAYS.items()]
@@ -163,13 +169,18 @@ class FlatRecords:
 
 
 def map_tokens(path: Path, key: str) -> TokenStore | None:
-    """The store at `path`, or None if there is none, or not a whole one of `key`."""
+    """The store at `path`, or None if there is none, or not a whole and private one of `key`."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # (a pipe must not keep us waiting)
     try:
-        with path.open("rb") as file:
+        with (
+            private_folder(path.parent) as folder,
+            os.fdopen(os.open(path.name, flags, dir_fd=folder), "rb") as file,
+        ):
+            _require_private(file.fileno(), stat.S_IFREG, path)
             digest = file.read(32)
             if hashlib.file_digest(file, "sha256").digest() != digest:
                 return None
-        whole = np.memmap(path, np.uint8, "r")
+            whole = np.memmap(file, np.uint8, "r")  # what was hashed, whatever has its name now
         start = 40 + int.from_bytes(whole[32:40].tobytes(), "little")
         header = json.loads(whole[40:start].tobytes())
         if header["key"] != key:
@@ -182,3 +193,24 @@ def map_tokens(path: Path, key: str) -> TokenStore | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return TokenStore(arrays)
+
+
+@contextmanager
+def private_folder(path: Path) -> Iterator[int]:
+    """A descriptor of the folder `path`, which is this user's alone; OSError if it is not.
+
+    What is done through the descriptor is done in that folder, whatever takes its name meanwhile.
+    """
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        _require_private(folder, stat.S_IFDIR, path)
+        yield folder
+    finally:
+        os.close(folder)
+
+
+def _require_private(descriptor: int, kind: int, path: Path) -> None:
+    state = os.fstat(descriptor)
+    is_ours = state.st_uid == os.geteuid() and not state.st_mode & 0o077
+    if stat.S_IFMT(state.st_mode) != kind or not is_ours:
+        raise PermissionError(f"{path}: is not this user's alone; delete it, or use another folder")

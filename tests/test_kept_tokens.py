@@ -12,7 +12,9 @@ from fedattn.data import load_partition
 from fedattn.errors import DataError
 from fedattn.flower.evaluation import Evaluation
 from fedattn.kept_tokens import VARIABLE, open_tokens, write_tokens
+from fedattn.policy import OwnData
 from fedattn.records import tokenize
+from fedattn.token_store import FlatRecords
 from fedattn.tokens import Tokenizer
 from tests.federation import conversations, tiny, write
 
@@ -152,6 +154,96 @@ def test_a_small_source_has_no_store(config, folder, monkeypatch):
     with kept_tokens.kept_tokens(config, folder):
         assert not folder.exists()
         assert VARIABLE not in os.environ
+
+
+def test_a_simulation_reads_no_store_but_its_own(config, folder, tmp_path, monkeypatch):
+    write_tokens(config.data, 260, tmp_path / "outer")
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "outer"))
+    monkeypatch.setattr(kept_tokens, "SMALL", 1 << 20)
+    with kept_tokens.kept_tokens(config, folder):
+        assert open_tokens(config.data, 260) is None
+    assert open_tokens(config.data, 260) is not None  # what the caller had, it has again
+
+
+def test_a_device_with_data_of_its_own_reads_no_store(config, folder, monkeypatch):
+    own = OwnData(path=config.data.path).config
+    write_tokens(own, 260, folder)
+    monkeypatch.setenv(VARIABLE, str(folder))
+    assert open_tokens(own, 260) is None
+    loaded = []
+    monkeypatch.setattr(
+        "fedattn.contribution.load_partition",
+        lambda data: loaded.append(data) or load_partition(data),
+    )
+    assert list(records(own, 0, TOKENIZER)) == tokenize(
+        load_partition(own).train[0], TOKENIZER, 512
+    )
+    assert loaded == [own]
+
+
+def test_a_simulation_of_one_client_keeps_no_store(config, folder):
+    alone = config.data.model_copy(update={"clients": 1})
+    with kept_tokens.kept_tokens(config.model_copy(update={"data": alone}), folder):
+        assert not folder.exists()
+        assert VARIABLE not in os.environ
+
+
+@pytest.mark.parametrize("kind", ["open folder", "symbolic link", "file"])
+def test_a_store_planted_where_ours_would_lie_is_neither_read_nor_deleted(
+    config, folder, tmp_path, kind
+):
+    expected = all_records(config)
+    planted = write_tokens(config.data, 260, tmp_path / "planted")
+    if kind == "file":
+        folder.write_bytes(planted.read_bytes())
+    elif kind == "symbolic link":
+        folder.symlink_to(planted.parent)
+    else:
+        planted = planted.parent.rename(folder) / planted.name
+        folder.chmod(0o755)
+    before = planted.read_bytes()
+    with kept_tokens.kept_tokens(config, folder):
+        assert VARIABLE not in os.environ
+        assert all_records(config) == expected
+    assert folder.exists()
+    assert planted.read_bytes() == before
+    assert list(planted.parent.iterdir()) == [planted]
+    if kind == "open folder":
+        assert folder.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file away")
+def test_a_store_that_another_user_made_is_replaced_by_our_own(config, folder):
+    planted = write_tokens(config.data, 260, folder)
+    nothing = FlatRecords()
+    for _ in range(config.data.clients + 2):
+        nothing.end_part()
+    nothing.write(planted, planted.stem)
+    os.chown(planted, 12_345, 12_345)
+    expected = all_records(config)
+    with kept_tokens.kept_tokens(config, folder):
+        assert planted.stat().st_uid == os.geteuid()
+        assert open_tokens(config.data, 260) is not None
+        assert all_records(config) == expected
+    assert not folder.exists()
+
+
+def test_a_store_opened_to_others_while_it_is_read_is_read_no_more(config, folder, monkeypatch):
+    path = write_tokens(config.data, 260, folder)
+    monkeypatch.setenv(VARIABLE, str(folder))
+    assert open_tokens(config.data, 260) is not None
+    path.chmod(0o666)
+    assert open_tokens(config.data, 260) is None
+
+
+def test_only_files_that_a_store_makes_are_deleted_with_it(config, folder):
+    write_tokens(config.data, 260, folder)
+    torn = folder / f"{'0' * 64}.tokens.{'1' * 16}.part"
+    for each in (torn, folder / "mine.tokens", folder / "download.part"):
+        each.write_text("somebody's")
+    with kept_tokens.kept_tokens(config, folder):
+        pass
+    assert sorted(each.name for each in folder.iterdir()) == ["download.part", "mine.tokens"]
 
 
 def test_there_is_no_client_beyond_the_last(config, folder, monkeypatch):
