@@ -27,9 +27,9 @@ from __future__ import annotations
 import math
 import os
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from itertools import count
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +40,7 @@ from fedattn.randomness import Randomness
 
 STEP_BITS = 26  # std is 2^26 to 2^27 steps
 MIN_STD, MAX_STD = 2.0**-100, 2.0**100  # float32 holds a step and many deviations
-CHUNK = 1 << 15  # values drawn at once: fewer cost more calls, more leave the second-level cache
+CHUNK = 1 << 17  # values drawn at once: with fewer, threads wait for Python's lock
 _local = threading.local()
 
 
@@ -86,34 +86,52 @@ def add_gaussian(
     >>> np.array_equal(values % grid_step(1.0), np.zeros(3))
     True
     """
+    add_gaussian_to([values], std, randomness, threads=threads)
+
+
+def add_gaussian_to(
+    arrays: Sequence[npt.NDArray[np.float32] | npt.NDArray[np.float64]],
+    std: float,
+    randomness: Randomness,
+    *,
+    threads: int | None = None,
+) -> None:
+    """As `add_gaussian`, to several arrays (n_i,) at once: their chunks share the threads.
+
+    No chunk spans two arrays, so many small ones are better concatenated.
+    """
     step = grid_step(std)
-    if values.ndim != 1 or values.dtype not in (np.float32, np.float64):
-        raise ValueError(
-            f"values are {values.dtype} {values.shape}, must be float32 or float64 (n,)"
-        )
-    if not values.flags.writeable:
-        raise ValueError("values are read-only; noise is added in place")
+    for values in arrays:
+        _require_values(values)
     if threads is not None and threads < 1:
         raise ValueError(f"threads is {threads}, must be at least 1 or None")
     sampler = _sampler(std / step)
     base = Randomness(randomness.bytes(32), is_seeded=randomness.is_seeded)
-    chunks = -(-values.size // CHUNK)
-    order = count()  # (next() is atomic: a thread takes the chunk that nobody has)
+    parts = [
+        values[start : start + CHUNK] for values in arrays for start in range(0, len(values), CHUNK)
+    ]
+    order = iter(enumerate(parts))  # (next() is atomic: a thread takes the chunk that nobody has)
 
     def work() -> None:
-        for index in order:
-            if index >= chunks:
-                return
-            part = values[index * CHUNK : (index + 1) * CHUNK]
+        for index, part in order:
             _add(part, step, sampler, base.child("noise", str(index)))
 
-    others = min(threads or _cores(), chunks) - 1
+    others = min(threads or _cores(), len(parts)) - 1
     if others < 1:
         return work()
     running = [_pool(others, os.getpid()).submit(work) for _ in range(others)]
     work()
     for each in running:
         each.result()
+
+
+def _require_values(values: npt.NDArray[np.float32] | npt.NDArray[np.float64]) -> None:
+    if values.ndim != 1 or values.dtype not in (np.float32, np.float64):
+        raise ValueError(
+            f"values are {values.dtype} {values.shape}, must be float32 or float64 (n,)"
+        )
+    if not values.flags.writeable:
+        raise ValueError("values are read-only; noise is added in place")
 
 
 def gaussian(n: int, randomness: Randomness) -> npt.NDArray[np.float64]:

@@ -6,6 +6,7 @@ Every message needs the identity, and reading a key takes longer than signing wi
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
@@ -40,12 +41,14 @@ def stamp_of(state: os.stat_result) -> Stamp:
 
 def _make(path: Path, randomness: Randomness) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole = path.with_suffix(".new")  # a full disk must not leave half a key
-    whole.unlink(missing_ok=True)
-    SigningKey.generate(randomness).save(whole)
-    with suppress(FileExistsError):  # another process was first: its key stays
-        os.link(whole, path)
-    whole.unlink()
+    # A full disk must not leave half a key, nor two processes write one file.
+    whole = path.with_name(f"{path.stem}.{os.getpid()}-{secrets.token_hex(8)}.new")
+    try:
+        SigningKey.generate(randomness).save(whole)
+        with suppress(FileExistsError):  # another process was first: its key stays
+            os.link(whole, path)
+    finally:
+        whole.unlink(missing_ok=True)
 
 
 @lru_cache(maxsize=REMEMBERED)

@@ -19,6 +19,7 @@ from rich.text import Text
 from fedattn.config import ROWS, Config
 from fedattn.flower.observer import RoundSummary
 from fedattn.privacy.claims import HYPOTHETICAL, labels, show_epsilon
+from fedattn.privacy.masks import AS_IF_MASKED
 from fedattn.report import Report
 from fedattn.simulate import Simulation
 
@@ -47,6 +48,8 @@ class Live:
         self._stops = 0
         self._began = time.monotonic()
         self._epsilon = 0.0
+        is_masked = config.secure_aggregation == "masked"
+        self._as_if = "" if is_masked else f" {AS_IF_MASKED}"
         self._pretends = config.privacy.hypothetical is not None
         self._rounds_done = 0
 
@@ -109,7 +112,7 @@ class Live:
         )
 
     def _spent(self) -> str:
-        shown = f"epsilon {show_epsilon(self._epsilon)}"
+        shown = f"epsilon {show_epsilon(self._epsilon)}{self._as_if}"
         return f"{HYPOTHETICAL}, real {shown}" if self._pretends else shown
 
     def stop_requested(self) -> bool:

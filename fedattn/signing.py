@@ -78,8 +78,10 @@ def verify(public_key: bytes, purpose: bytes, data: bytes, signature: bytes) -> 
     """Whether `signature` over `purpose` and `data` was made with `public_key` (32 bytes).
 
     A short message that verified is remembered, whole, with key and signature: in a simulation
-    every device of a round verifies the same ones. What did not verify is not.
+    every device of a round verifies the same ones. What did not verify is not. Bytes may also be
+    any buffer of them (bytearray, memoryview).
     """
+    public_key, signature = bytes(memoryview(public_key)), bytes(memoryview(signature))
     message = _message(purpose, data)
     check = _remembered if len(message) <= REMEMBERED_BYTES else _require_valid
     try:

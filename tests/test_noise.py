@@ -13,7 +13,7 @@ from scipy import stats
 
 from fedattn.clipping import CLIP_MARGIN
 from fedattn.errors import PrivacyError
-from fedattn.noise import CHUNK, add_gaussian, gaussian, grid_growth, grid_step
+from fedattn.noise import CHUNK, add_gaussian, add_gaussian_to, gaussian, grid_growth, grid_step
 from fedattn.randomness import Randomness
 
 N = 2_000_000
@@ -262,3 +262,15 @@ def test_the_attack_learns_nothing_from_the_grid(value):
             assert yes < 0.2 * len(noise)  # where naive doubles say yes to the true one always
             table.append([yes, len(noise) - yes])
         assert stats.fisher_exact(table).pvalue > 1e-4
+
+
+def test_several_arrays_are_noised_as_one_would_be_in_chunks_of_their_own():
+    sizes = [0, 1, 5, CHUNK, CHUNK + 3]
+    arrays = [np.zeros(n, np.float32) for n in sizes]
+    add_gaussian_to(arrays, 1.0, Randomness.seeded(3), threads=3)
+    again = [np.zeros(n, np.float32) for n in sizes]
+    add_gaussian_to(again, 1.0, Randomness.seeded(3), threads=1)
+    for one, other in zip(arrays, again, strict=True):
+        assert np.array_equal(one, other)
+    assert 0.98 < np.concatenate(arrays).std() < 1.02
+    assert len(np.unique(np.concatenate([a[:1] for a in arrays if len(a)]))) == 4

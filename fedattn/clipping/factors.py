@@ -67,18 +67,21 @@ class SharedInput:
             return
         none = self.x.new_zeros(2, self.x.shape[0])
         total, scale = none if self._made is None else self._made
-        extreme = self._largest > _LARGE
+        largest = self._largest
         if self._products is not None:
             ours = _block_products(self.x, None)
-            for mine, theirs in zip(ours, self._products, strict=True):
-                both = mine * theirs  # (B, block, places from start)
-                width = both.shape[1]
-                total = total + 2 * both.sum((1, 2)) - both[:, :, :width].sum((1, 2))
-                scale = scale + both.diagonal(dim1=1, dim2=2).sum(1)
-                for each in (mine, theirs):
-                    extreme = extreme | (each.diagonal(dim1=1, dim2=2).amax(1) > _LARGE)
+            # (B, T): every place with itself
+            mine, theirs = (
+                torch.cat([block.diagonal(dim1=1, dim2=2) for block in blocks], 1)
+                for blocks in (ours, self._products)
+            )
+            scale = scale + (mine * theirs).sum(1)
+            largest = torch.maximum(largest, torch.maximum(mine, theirs).amax(1))
+            for one, other in zip(ours, self._products, strict=True):
+                one[:, :, one.shape[1] :] *= 2  # two different blocks meet twice
+                total = total + torch.linalg.vecdot(one.flatten(1), other.flatten(1))
         self._products = None
-        self._squares = total, scale, extreme
+        self._squares = total, scale, largest > _LARGE
 
     def exact(self, record: int) -> list[tuple[Tensor, Tensor]]:
         """One record's gradient of each weight, made in float64."""

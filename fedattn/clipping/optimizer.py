@@ -7,14 +7,13 @@ DP-SGD: Abadi et al. 2016 (arXiv 1607.00133), Algorithm 1.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import torch
 from opacus.optimizers import DPOptimizer
-from torch import Tensor
 
 from fedattn.clipping.clipped_sum import ClippedSum
-from fedattn.noise import add_gaussian
+from fedattn.noise import add_gaussian_to
 from fedattn.randomness import Randomness
 
 _SMALL: Final = 1 << 14
@@ -64,23 +63,16 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
 
     def add_noise(self) -> None:
         """Noise from the CSPRNG on the whole sum, in place, on the grid of `noise.add_gaussian`."""
-        small: list[Any] = []
-        for parameter in self.params:
-            if parameter.numel() < _SMALL:
-                small.append(parameter)
-            else:
-                parameter.grad = self._noised(parameter.summed_grad).to(parameter.dtype)
-        if not small:
-            return
-        # together, for each call has a price
-        flat = self._noised(torch.cat([p.summed_grad.flatten().double() for p in small]))
-        parts = torch.split(flat, [p.numel() for p in small])
-        for parameter, part in zip(small, parts, strict=True):
-            parameter.grad = part.view_as(parameter).to(parameter.dtype)
-
-    def _noised(self, total: Tensor) -> Tensor:
-        """`total` with noise added, in place where it is on the CPU."""
-        on_cpu = total.cpu().contiguous()
-        values, threads = on_cpu.view(-1).numpy(), torch.get_num_threads()
-        add_gaussian(values, self._noise_std, self._randomness, threads=threads)
-        return on_cpu.to(total.device)
+        large = [p for p in self.params if p.numel() >= _SMALL]
+        small = [p for p in self.params if p.numel() < _SMALL]  # together: each array has a price
+        sums = [p.summed_grad.cpu().contiguous().view(-1) for p in large]
+        if small:
+            sums.append(torch.cat([p.summed_grad.flatten().double().cpu() for p in small]))
+        threads = torch.get_num_threads()
+        arrays = [each.numpy() for each in sums]
+        add_gaussian_to(arrays, self._noise_std, self._randomness, threads=threads)
+        parts = sums[: len(large)]
+        if small:
+            parts += torch.split(sums[-1], [p.numel() for p in small])
+        for parameter, part in zip([*large, *small], parts, strict=True):
+            parameter.grad = part.view_as(parameter).to(parameter.device, parameter.dtype)

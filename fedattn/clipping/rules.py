@@ -99,7 +99,8 @@ def _position_bias(
 ) -> list[Piece]:
     """Sums the scores' gradients (R, H, T, S) over places of one bucket: (R, NUM_BUCKETS, H)."""
     # as a product: adding place by place would take as long as the rest of the layer
-    chosen = F.one_hot(inputs[0].flatten(), NUM_BUCKETS).to(torch.float32)  # (T * S, NUM_BUCKETS)
+    buckets = inputs[0].reshape(-1, 1)
+    chosen = grad.new_zeros(len(buckets), NUM_BUCKETS, dtype=torch.float32).scatter_(1, buckets, 1)
     sums = grad.float().flatten(2) @ chosen  # (R, H, NUM_BUCKETS)
     return [Vector(layer.weight, sums.transpose(1, 2))]
 

@@ -36,7 +36,7 @@ class SummingGrid(Protocol):
         """As `push_messages`; each reply goes through `extract` where it arises, its words added.
 
         Error replies are not extracted. What `extract` raises ends the run, for it is a mistake in
-        it and not a client's.
+        it and not a client's. What was not pulled of an earlier push is given up.
         """
 
     def take_sum(self) -> Words:

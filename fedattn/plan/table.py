@@ -51,6 +51,11 @@ def _headline(plan: Plan) -> str:
     return text
 
 
+def _vector(plan: Plan) -> str:
+    masked = plan.config.secure_aggregation == "masked"
+    return "masked vector" if masked else "vector in clear"
+
+
 def _rows(plan: Plan) -> Table:
     table = Table(box=None, padding=(0, 1), pad_edge=False)
     table.add_column("against")
@@ -100,7 +105,7 @@ def _sizes(plan: Plan) -> list[tuple[str, str]]:
         ),
         (
             "per client, round",
-            f"{_bytes(sizes.upload_bytes)} masked vector up, {_bytes(sizes.download_bytes)} "
+            f"{_bytes(sizes.upload_bytes)} {_vector(plan)} up, {_bytes(sizes.download_bytes)} "
             "model down",
         ),
         (

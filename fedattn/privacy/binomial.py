@@ -16,10 +16,10 @@ _NEGLIGIBLE = 1e-20
 def tail(n: int, probability: float, above: int) -> float:
     """P[X > `above`] for X ~ Binomial(`n`, `probability`), rounded up by SLACK of itself.
 
-    0 < probability < 1; `above` from -1 up.
+    0 < probability < 1; `above` from -1 up. Not rounded up if it underflows: then it is 0.
 
-    >>> round(tail(2, 0.5, 1), 6), tail(2, 0.5, 2)
-    (0.25, 0.0)
+    >>> round(tail(2, 0.5, 1), 6), tail(2, 0.5, 2), tail(2, 1e-200, 1)
+    (0.25, 0.0, 0.0)
     """
     if n > SUMMED:
         from scipy.stats import binom  # type: ignore[import-untyped]
@@ -38,6 +38,8 @@ def tail(n: int, probability: float, above: int) -> float:
 
 def mass(n: int, probability: float, k: int) -> float:
     """P[X = `k`] for X ~ Binomial(`n`, `probability`), rounded up by SLACK of itself.
+
+    Not rounded up if it underflows: then it is 0.
 
     >>> round(mass(4, 0.5, 2), 6), mass(4, 0.5, 5)
     (0.375, 0.0)

@@ -153,14 +153,18 @@ def _distributed(config: Config) -> dict[Row, Sentences]:
     }
 
 
+def _sum(config: Config) -> str:
+    return "securely aggregated sum" if config.secure_aggregation == "masked" else "sum"
+
+
 def _server(config: Config) -> dict[Row, Sentences]:
     none = "No guarantee: the server, which is trusted in this mode, adds the noise"
     return {
         "outsider": (
             "Sees the released models alone: neither the server nor a participant, and no reader "
             "of the ledger.",
-            "The server, trusted, adds noise to each securely aggregated sum before anything that "
-            "depends on the sum is released.",
+            f"The server, trusted, adds noise to each {_sum(config)} before anything that depends "
+            "on the sum is released.",
             *_client_sampling(config),
             *_record_sampling(config),
         ),

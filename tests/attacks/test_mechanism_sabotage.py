@@ -27,7 +27,7 @@ from fedattn.batches import Record
 from fedattn.flower.cohorts import Cohorts
 from fedattn.flower.enrolment import Member
 from fedattn.mechanism import Mechanism
-from fedattn.noise import add_gaussian
+from fedattn.noise import add_gaussian, add_gaussian_to
 from fedattn.randomness import Randomness
 from fedattn.skellam import SkellamSampler
 from tests.attacks.mechanism_checks import (
@@ -69,12 +69,16 @@ class WeakSampler(SkellamSampler):
 
 
 def weaken_gaussian_noise(patch: pytest.MonkeyPatch) -> None:
-    for user in (fedattn.encoding, fedattn.clipping.optimizer):
-        patch.setattr(
-            user,
-            "add_gaussian",
-            lambda values, std, coins, **how: add_gaussian(values, std / 10, coins, **how),
-        )
+    patch.setattr(
+        fedattn.encoding,
+        "add_gaussian",
+        lambda values, std, coins, **how: add_gaussian(values, std / 10, coins, **how),
+    )
+    patch.setattr(
+        fedattn.clipping.optimizer,
+        "add_gaussian_to",
+        lambda arrays, std, coins, **how: add_gaussian_to(arrays, std / 10, coins, **how),
+    )
 
 
 def clip_nothing(patch: pytest.MonkeyPatch) -> None:

@@ -83,6 +83,10 @@ class Channel:
             at += length
         return Frame(value, blobs, descriptors)
 
+    def wait_no_more(self) -> None:
+        """From here on `receive` gives what has arrived whole, or else raises OSError."""
+        self._socket.setblocking(False)
+
     def close(self) -> None:
         """Hang up."""
         self._socket.close()

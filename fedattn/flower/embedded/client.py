@@ -6,14 +6,24 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import cast
+from typing import NamedTuple, cast
 
-from flwr.app import Context, Error, Message
+from flwr.app import Error, Message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedattn.errors import RunError
+from fedattn.errors import ProtocolError, RunError
+from fedattn.flower.embedded.contexts import NodeConfig, preserve, revive
+from fedattn.flower.embedded.crossing import Packed, pack, unpack
+
+
+class Answer(NamedTuple):
+    """A client's reply, as it left it and as bytes, and its context after it as bytes."""
+
+    reply: Message
+    packed: Packed
+    context: bytes | None  # None: as it was
 
 
 def load_app(reference: str) -> ClientApp:
@@ -25,29 +35,41 @@ def load_app(reference: str) -> ClientApp:
 
 
 def answer(
-    app: ClientApp, message: Message, context: Context, threads: int
-) -> tuple[Message, bool]:
-    """The client's reply, and whether it ran to its end; what it raises is an error reply.
+    app: ClientApp, asked: Packed, node: int, config: NodeConfig, stored: bytes, threads: int
+) -> Answer:
+    """What the client at `node`, of context `stored`, answers to `asked`.
 
-    It computes with `threads` torch threads: how a sum is split over threads decides its last
-    bits. `context` is left as the client leaves it.
+    What it raises, sys.exit too, is an error reply and leaves its context as it was. So is a reply
+    that is not to this message from this node, and a reply or a context that has no bytes. It
+    computes with `threads` torch threads: how a sum is split over threads decides its last bits.
     """
-    TaskIdentity.node_id = context.node_id
+    message, context = unpack(asked), revive(node, config, stored)
+    name = message.metadata.message_id  # before the app has the message, and may change it
+    TaskIdentity.node_id = node
     try:
         with _torch_threads(threads):
             reply = app(message, context)
-        set_id(reply, f"{message.metadata.message_id}-reply")
-    except Exception as error:
-        code, reason = ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"{type(error)}:<'{error}'>"
-        return Message(Error(code=code, reason=reason), reply_to=message), False
+        if (reply.metadata.reply_to_message_id, reply.metadata.src_node_id) != (name, node):
+            raise ProtocolError("reply.to", "not a reply to this message from the client asked")
+        set_id(reply, f"{name}-reply")
+        packed, kept = pack(reply), preserve(context, config)
+    except (Exception, SystemExit) as error:
+        failed = _error_reply(unpack(asked), error)
+        return Answer(failed, pack(failed), None)
     finally:
         TaskIdentity.node_id = SUPERLINK_NODE_ID
-    return reply, True
+    return Answer(reply, packed, None if kept == stored else kept)
 
 
 def set_id(message: Message, name: str) -> None:
     """Name a message, as a SuperLink does; `Metadata` has no setter for it."""
     message.metadata.__dict__["_message_id"] = name
+
+
+def _error_reply(message: Message, error: BaseException) -> Message:
+    reason = f"{type(error)}:<'{error}'>".encode(errors="replace").decode()  # it crosses as UTF-8
+    code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+    return Message(Error(code=code, reason=reason), reply_to=message)
 
 
 @contextmanager

@@ -67,11 +67,6 @@ def unpack(packed: Packed) -> Message:
     return message
 
 
-def cross(message: Message) -> Message:
-    """The message as the other side reads it."""
-    return unpack(pack(message))
-
-
 def _large(content: RecordDict) -> list[tuple[str, str, bytes]]:
     found = []
     for name, record in content.items():

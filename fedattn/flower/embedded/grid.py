@@ -24,7 +24,7 @@ from fedattn.config import Fault
 from fedattn.errors import RunError
 from fedattn.flower.embedded.client import answer, load_app, set_id
 from fedattn.flower.embedded.contexts import RUN_ID, Contexts, LazyNodes, NodeConfig
-from fedattn.flower.embedded.crossing import cross, pack, unpack
+from fedattn.flower.embedded.crossing import pack, unpack
 from fedattn.flower.embedded.pushes import Push, Sum
 from fedattn.flower.embedded.workers import Task, Workers
 from fedattn.flower.summing import Extract, Words
@@ -125,7 +125,11 @@ class EmbeddedGrid(Grid):
         return self._queue(list(messages), None)
 
     def push_summed(self, messages: Iterable[Message], length: int, extract: Extract) -> list[str]:
-        """As `push_messages`; the words of each reply are added where it arises (see `summing`)."""
+        """As `push_messages`; the words of each reply are added where it arises (see `summing`).
+
+        What was not pulled of an earlier one is given up: nobody can take its sum any more.
+        """
+        self.give_up([name for name, push in self._push_of.items() if push.sum is not None])
         is_here = self._workers is None or bool(self._taps)
         self._sum = Sum(length, extract, is_here=is_here)
         return self._queue(list(messages), self._sum)
@@ -150,6 +154,16 @@ class EmbeddedGrid(Grid):
         else:
             yield from self._answered_by(self._workers, names)
 
+    def give_up(self, message_ids: Iterable[str]) -> None:
+        """Nobody will pull these: those that no client has are not sent, no reply to them is kept.
+
+        A sum is still of the replies that were yielded.
+        """
+        for name in message_ids:
+            self._pending.pop(name, None)
+            self._push_of.pop(name, None)
+            self._ready.pop(name, None)
+
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
@@ -172,18 +186,16 @@ class EmbeddedGrid(Grid):
             return _unavailable(message)
         self._see(message)
         node = message.metadata.dst_node_id
-        context = self._contexts[node]
+        config, stored = self._contexts.config(node), self._contexts.stored(node)
         assert not isinstance(self._client_app, str)
-        reply, is_whole = answer(self._client_app, cross(message), context, self._threads)
-        if is_whole:
-            self._contexts[node] = context
+        answered = answer(self._client_app, pack(message), node, config, stored, self._threads)
+        if answered.context is not None:
+            self._contexts.keep(node, answered.context)
         if fault is not None:
             return _unavailable(message)  # handled, spent, and never heard of again
-        if push.sum is not None and not self._taps:
-            push.sum.add(reply)
-        reply = cross(reply)
+        reply = unpack(answered.packed)
         self._see(reply)
-        if push.sum is not None and self._taps:
+        if push.sum is not None:
             push.sum.add(reply)
         return reply
 
@@ -210,7 +222,9 @@ class EmbeddedGrid(Grid):
             else:
                 reply = unpack(packed)
                 self._see(reply)
-            self._ready[task.name], self._push_of[task.name] = reply, task.push
+            if task.name not in self._push_of:
+                continue  # given up meanwhile
+            self._ready[task.name] = reply
             if task.name in wanted:
                 del reply, packed
                 yield self._claimed(task.name)
@@ -227,9 +241,11 @@ class EmbeddedGrid(Grid):
     def _tasks(self, names: list[str]) -> Iterator[Task]:
         """The pending messages among `names`, each made ready when a worker is free for it."""
         for name in names:
-            message = self._pending.pop(name)
+            message = self._pending.pop(name, None)
+            if message is None:
+                continue  # asked or given up meanwhile
             self._see(message)
-            push, node = self._push_of.pop(name), message.metadata.dst_node_id
+            push, node = self._push_of[name], message.metadata.dst_node_id
             yield Task(
                 number=int(name.rpartition("-")[2]),
                 name=name,

@@ -24,8 +24,8 @@ from fedattn.flower.embedded import memory
 from fedattn.flower.embedded.broadcast import joined, read_broadcast
 from fedattn.flower.embedded.channel import Channel, Frame
 from fedattn.flower.embedded.client import answer, load_app
-from fedattn.flower.embedded.contexts import RUN_ID, preserve, revive
-from fedattn.flower.embedded.crossing import pack, unpack
+from fedattn.flower.embedded.contexts import RUN_ID
+from fedattn.flower.embedded.crossing import pack
 from fedattn.flower.embedded.shared_sum import SharedSum
 from fedattn.flower.summing import Extract, extracted
 
@@ -110,21 +110,19 @@ class _Worker:
 
     def _answer(self, asked: Assignment, frame: Frame) -> None:
         self._begun[0] = asked.number  # from here on the client may spend: never a second time
-        own, held = iter(frame.blobs), frame.blobs[0]
-        next(own)
+        own = iter(frame.blobs)
+        stored = next(own)
         packed = joined(asked.skeleton, asked.places, asked.shared_at, self._push.values, own)
-        context = revive(asked.node, asked.config, held)
-        reply, is_whole = answer(self._app, unpack(packed), context, self._threads)
-        kept = preserve(context, asked.config) if is_whole else held
+        reply, crossing, context = answer(
+            self._app, packed, asked.node, asked.config, stored, self._threads
+        )
         added = 0
         if asked.is_summed and self._push.extract is not None:
             words = extracted(self._push.extract, reply, self._push.sum.length)
             if words is not None:
                 added = self._push.sum.add(words)
-        crossing = pack(reply)
-        outcome = Outcome(
-            asked.number, crossing.skeleton, crossing.places, added, None if kept == held else kept
-        )
+                crossing = pack(reply)  # what is left of it
+        outcome = Outcome(asked.number, crossing.skeleton, crossing.places, added, context)
         self._channel.send(outcome, crossing.values)
 
 

@@ -2,7 +2,8 @@
 
 A worker has one message at a time. If it dies while a client handles it, that client has crashed; a
 message that it had not begun goes to another worker. Nothing is begun twice, for a client records
-what it spends before it trains.
+what it spends before it trains. The run ends if the first worker dies before it begins anything, or
+if a message loses `_STARTS` workers that way.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from fedattn.flower.embedded.pushes import Push
 from fedattn.flower.embedded.worker import BEGUN_BYTES, Assignment, Failure, Outcome
 
 _LEAVE_S = 5.0  # for an idle worker to leave by itself
+_LOOK_S = 1.0  # without a word, until it is looked at which workers are there
+_STARTS = 4
 _START = (
     "import json, sys; given = json.loads(sys.argv[1]); sys.path[:] = given['path']; "
     "from fedattn.flower.embedded.worker import main; main(given)"
@@ -54,6 +57,7 @@ class Task:
     config: dict[str, str | int]
     context: bytes
     is_summed: bool
+    starts_lost: int = 0  # workers that died with this task before they had begun any
 
 
 class Result(NamedTuple):
@@ -122,6 +126,7 @@ class Workers:
         self._processes: list[_Process] = []
         self._selector = selectors.DefaultSelector()
         self._returned: list[Task] = []  # given to a worker that died before it began
+        self._has_begun = False  # a worker now gone had begun a task
         self._is_closed = False
         self._finalizer = weakref.finalize(self, _stop, self._processes, self._selector)
 
@@ -140,33 +145,46 @@ class Workers:
         if self._is_closed:
             raise RunError("the engine is closed: nobody answers any more")
         while self._hand_out(tasks):
-            for key, _ in self._selector.select():
-                process: _Process = key.data
-                try:
-                    frame = process.channel.receive()
-                except (EOFError, OSError):
-                    yield from self._bury(process)
+            for process in self._ready() or self._ended():
+                result = self._read(process, wanted)
+                if result is None:
                     continue
-                if isinstance(frame.value, Failure):
-                    raise RunError(f"engine worker: {frame.value.text}")
-                outcome: Outcome = frame.value
-                task, process.task = process.task, None
-                assert task is not None
-                if task.push.sum is not None:
-                    task.push.sum.read(
-                        process, task.name, outcome.added, is_wanted=task.name in wanted
-                    )
-                reply = Packed(outcome.skeleton, outcome.places, tuple(frame.blobs))
-                result = Result(task, reply, outcome.context)
-                del frame, outcome, task, reply
                 self._hand_out(tasks)
                 yield result
                 del result
+                break  # the rest may have been read meanwhile, in another call
 
     def close(self) -> None:
         """End every process and free what is shared with it."""
         self._is_closed = True
         self._finalizer()
+
+    def _ready(self) -> list[_Process]:
+        """Those that have something to be read, or have closed their end; none after `_LOOK_S`."""
+        return [key.data for key, _ in self._selector.select(_LOOK_S)]
+
+    def _ended(self) -> list[_Process]:
+        """Those that are gone; what a client forked may hold their end, and then nothing closes."""
+        ended = [each for each in self._processes if each.process.poll() is not None]
+        for each in ended:
+            each.channel.wait_no_more()
+        return ended
+
+    def _read(self, process: _Process, wanted: Collection[str]) -> Result | None:
+        """What `process` sent, or left behind."""
+        try:
+            frame = process.channel.receive()
+        except (EOFError, OSError):
+            return self._bury(process)
+        if isinstance(frame.value, Failure):
+            raise RunError(f"engine worker: {frame.value.text}")
+        outcome: Outcome = frame.value
+        task, process.task = process.task, None
+        assert task is not None
+        if task.push.sum is not None:
+            task.push.sum.read(process, task.name, outcome.added, is_wanted=task.name in wanted)
+        reply = Packed(outcome.skeleton, outcome.places, tuple(frame.blobs))
+        return Result(task, reply, outcome.context)
 
     def _hand_out(self, tasks: Iterator[Task]) -> bool:
         """Give every free worker a task, as far as there are some; whether any is under way."""
@@ -212,23 +230,28 @@ class Workers:
         self._processes.append(started)
         self._selector.register(started.channel, selectors.EVENT_READ, started)
 
-    def _bury(self, dead: _Process) -> Iterator[Result]:
+    def _bury(self, dead: _Process) -> Result | None:
         """Take leave of a dead worker: its task crashed, or goes to another if it had not begun."""
         self._selector.unregister(dead.channel)
         self._processes.remove(dead)
         begun, task = dead.begun[0], dead.task
         dead.stop()
+        self._has_begun = self._has_begun or begun > 0
         if task is None:
-            return
-        if not begun:
-            raise RunError(
-                f"engine worker: ended with {dead.process.returncode} before it answered anything; "
-                "its error is above"
-            )
+            return None
         if begun == task.number:
-            yield Result(task, None, None)
-        else:
-            self._returned.append(task)
+            return Result(task, None, None)
+        if not begun:
+            task.starts_lost += 1
+            others = any(each.begun[0] for each in self._processes)
+            if not (self._has_begun or others) or task.starts_lost == _STARTS:
+                raise RunError(
+                    f"engine worker: ended with {dead.process.returncode} before it began anything, "
+                    f"try {task.starts_lost}; its error is above, or it was killed (for want of "
+                    "memory: lower workers)"
+                )
+        self._returned.append(task)
+        return None
 
 
 def _stop(processes: list[_Process], selector: selectors.BaseSelector) -> None:
