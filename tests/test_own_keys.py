@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +16,7 @@ from fedattn.own_keys import own_key
 from fedattn.randomness import Randomness
 from fedattn.signing import SigningKey
 
-PURPOSE = b"fedattn/v1/test"
+PURPOSE, ROOT = b"fedattn/v1/test", Path(__file__).parents[1]
 
 
 def stream(name: str = "a") -> Randomness:
@@ -69,3 +73,41 @@ def test_half_a_key_of_a_full_disk_is_made_anew(tmp_path):
     (tmp_path / "identity.new").write_bytes(b"-----BEGIN PRI")
     path = tmp_path / "identity.pem"
     assert own_key(path, stream).public_bytes == SigningKey.load(path).public_bytes
+
+
+KEYS, PROCESSES, APART_S = 60, 3, 0.005
+MAKES = """
+import sys, time
+from pathlib import Path
+from fedattn.own_keys import own_key
+from fedattn.randomness import Randomness
+print(flush=True)
+folder, keys, start, apart = Path(sys.argv[1]), int(sys.argv[2]), float(input()), float(sys.argv[3])
+for i in range(keys):
+    while time.monotonic() < start + i * apart:
+        pass
+    print(own_key(folder / str(i) / "identity.pem", Randomness.from_os).public_bytes.hex())
+"""
+
+
+def test_processes_that_make_a_key_at_once_all_get_the_one_that_stays(tmp_path):
+    command = [sys.executable, "-c", MAKES, str(tmp_path), str(KEYS), str(APART_S)]
+    makers = [
+        subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(PROCESSES)
+    ]
+    for maker in makers:
+        maker.stdout.readline()  # it is ready
+    start = str(time.monotonic() + 0.05)
+    for maker in makers:
+        maker.stdin.write(f"{start}\n")
+        maker.stdin.flush()
+    got = [maker.communicate()[0].split() for maker in makers]
+    assert [maker.returncode for maker in makers] == [0] * PROCESSES
+    paths = [tmp_path / str(i) / "identity.pem" for i in range(KEYS)]
+    kept = [SigningKey.load(path).public_bytes.hex() for path in paths]
+    assert got == [kept] * PROCESSES
+    assert len(set(kept)) == KEYS
+    assert [list(path.parent.iterdir()) for path in paths] == [[path] for path in paths]

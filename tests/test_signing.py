@@ -113,6 +113,19 @@ def test_memory_is_bounded_and_what_was_forgotten_is_verified_again(remembered):
     assert signing._remembered is remembered
 
 
+@pytest.mark.parametrize("size", [4, 2 * signing.REMEMBERED_BYTES])
+@pytest.mark.parametrize(
+    "buffer", [bytearray, memoryview, lambda data: memoryview(bytearray(data))]
+)
+def test_any_buffer_of_bytes_verifies_as_its_bytes_do(buffer, size):
+    data = b"d" * size
+    parts = [PUBLIC, PURPOSE, data, KEY.sign(PURPOSE, data)]
+    forged = [*parts[:3], bytes(SIGNATURE_BYTES)]
+    for place in range(4):
+        for signed, answer in ((parts, True), (forged, False)):
+            assert verify(*signed[:place], buffer(signed[place]), *signed[place + 1 :]) is answer
+
+
 @pytest.mark.parametrize("size", [0, 31, 33])
 def test_key_or_signature_of_wrong_length_verifies_nothing(size):
     signature = KEY.sign(PURPOSE, b"")

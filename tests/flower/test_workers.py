@@ -177,6 +177,27 @@ def test_two_pushes_may_be_pulled_in_turns(grid):
     np.testing.assert_array_equal(grid.take_sum(), expected(NODES, MODEL + 1))
 
 
+def test_a_reply_read_in_another_pull_is_yielded_by_the_one_that_asked(grid):
+    def hang(*_):
+        raise TimeoutError("a worker that has nothing to say was waited for")
+
+    names = grid.push_summed(asked(grid, "train.upload", nodes=(1, 2, 3)), LENGTH, Take())
+    others = grid.push_messages(asked(grid, nodes=(4,)))
+    before = signal.signal(signal.SIGALRM, hang)
+    signal.alarm(15)
+    try:
+        pulled = grid.pull_messages(names)
+        next(pulled)
+        time.sleep(0.3)  # both workers have something to say
+        next(pulled)
+        assert len(list(grid.pull_messages(others))) == 1
+        assert len(list(pulled)) == 1
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    np.testing.assert_array_equal(grid.take_sum(), expected((1, 2, 3)))
+
+
 def test_a_fault_after_the_upload_is_spent_and_not_summed():
     faults = [Fault(round=1, stage="upload", clients=2)]
     for workers in (0, 1):
@@ -278,6 +299,30 @@ def is_there(pid):
     except ProcessLookupError:
         return False
     return True
+
+
+@pytest.mark.parametrize("how", ["summed", "plain", "summed and pulled by hand"])
+def test_pushes_left_early_take_no_memory(grid, how):
+    def push(messages):
+        if how == "plain":
+            return grid.push_messages(messages)
+        return grid.push_summed(messages, LENGTH, Take())
+
+    held = []
+    for _ in range(30):
+        messages = asked(grid, "train.upload", model=MODEL)
+        if how == "summed and pulled by hand":
+            next(grid.pull_messages(push(messages)))
+        else:
+            next(replies(grid, messages, 5.0, push))
+        held.append(shared_memory())
+    found, total = summed(grid, model=MODEL)
+    assert len(found) == len(NODES)
+    np.testing.assert_array_equal(total, expected(NODES, MODEL))
+    assert held[-1] < held[0] + 15  # (each worker still has its last push open: at most 5 each)
+    assert not grid._pending
+    assert not grid._push_of
+    assert not grid._ready
 
 
 @pytest.mark.parametrize("is_interrupted", [False, True])

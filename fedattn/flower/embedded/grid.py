@@ -155,10 +155,7 @@ class EmbeddedGrid(Grid):
             yield from self._answered_by(self._workers, names)
 
     def give_up(self, message_ids: Iterable[str]) -> None:
-        """Nobody will pull these: those that no client has are not sent, no reply to them is kept.
-
-        A sum is still of the replies that were yielded.
-        """
+        """Nobody will pull these: what no client has is not sent, and no reply is kept."""
         for name in message_ids:
             self._pending.pop(name, None)
             self._push_of.pop(name, None)
@@ -228,6 +225,7 @@ class EmbeddedGrid(Grid):
             if task.name in wanted:
                 del reply, packed
                 yield self._claimed(task.name)
+        yield from (self._claimed(name) for name in asked if name in self._ready)  # read elsewhere
 
     def _claimed(self, name: str) -> Message:
         """A reply that is to be yielded now, and that its sum counts from here on."""

@@ -246,9 +246,9 @@ class Workers:
             others = any(each.begun[0] for each in self._processes)
             if not (self._has_begun or others) or task.starts_lost == _STARTS:
                 raise RunError(
-                    f"engine worker: ended with {dead.process.returncode} before it began anything, "
-                    f"try {task.starts_lost}; its error is above, or it was killed (for want of "
-                    "memory: lower workers)"
+                    f"engine worker: ended with {dead.process.returncode} before it began "
+                    f"anything, try {task.starts_lost}; its error is above, or it was killed (for "
+                    "want of memory: lower workers)"
                 )
         self._returned.append(task)
         return None
