@@ -21,7 +21,7 @@ from fedattn.clipping.rules import Matrix, Rows
 
 _MADE_AT_ONCE: Final = 1 << 20  # numbers of G_i in memory while their norms are taken
 _LARGE: Final = 2.0**30  # |x_t|^2 or |g_t|^2; what is lost is below 2^15 1e-19, for any clip norm
-_BLOCK: Final = 32  # places; the products of two different blocks are computed once, not twice
+_BLOCK: Final = 64  # places; the products of two different blocks are computed once, not twice
 
 
 class SharedInput:
