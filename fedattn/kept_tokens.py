@@ -27,6 +27,7 @@ from fedattn.config import Config, DataConfig
 from fedattn.data import Dialogue, data_stamp, load_partition
 from fedattn.data.chitchat import PACKAGE, chitchat_version
 from fedattn.data.packages import package_folder
+from fedattn.errors import FedattnError
 from fedattn.records import Record, surviving, tokenize
 from fedattn.start import start_facts
 from fedattn.token_store import FlatRecords, TokenStore, map_tokens, private_folder
@@ -160,7 +161,7 @@ def _chitchat() -> tuple[str, Path]:
 def _size(config: DataConfig) -> int:
     try:
         return _source(config).stat().st_size
-    except Exception:
+    except (OSError, FedattnError):
         return 0  # loading it will say what is wrong
 
 
