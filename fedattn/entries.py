@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from fedattn.errors import LedgerError, PrivacyError
 from fedattn.privacy.events import Event, event_from_dict
 
-LEDGER_FORMAT: Final = "fedattn-ledger/4"
+LEDGER_FORMAT: Final = "fedattn-ledger/5"
 TORN_BYTES: Final = 4096  # of a line that was cut off, this many are kept
 SIMULATION: Final = "simulation"  # the holder of an authority that one party plays with all others
 SIMULATED: Final = "simulate"  # what creates such a run
@@ -45,7 +45,7 @@ class Body(BaseModel):
 class Open(Body):
     """The first entry: what the run is about to do, with which data, keys and weights."""
 
-    format: Literal["fedattn-ledger/4"] = LEDGER_FORMAT
+    format: Literal["fedattn-ledger/5"] = LEDGER_FORMAT
     fedattn_version: str
     config: dict[str, Any]
     config_sha256: Hash

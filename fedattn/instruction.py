@@ -20,7 +20,7 @@ from fedattn.mechanism import threshold_of
 from fedattn.privacy.events import Event, event_from_dict, event_to_dict, round_event
 from fedattn.secagg import RoundSpec, graph
 
-FORMAT = "fedattn-instruction/3"
+FORMAT = "fedattn-instruction/4"
 
 
 @lru_cache(maxsize=64)

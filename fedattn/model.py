@@ -25,7 +25,7 @@ from fedattn.attention import (
     RelativePositionBias,
     distance_buckets,
 )
-from fedattn.config import Architecture
+from fedattn.config import Architecture, Trainable
 from fedattn.parameters import NUM_BUCKETS, SPECIALS, is_trainable
 
 __all__ = [
@@ -209,7 +209,7 @@ class AttentionGenerator(nn.Module):
         return logits, Attention(tuple(encoder), tuple(own), tuple(cross))
 
 
-def trainable_names(model: AttentionGenerator, which: str) -> list[str]:
+def trainable_names(model: AttentionGenerator, which: Trainable) -> list[str]:
     """Names of the parameters that training changes, in the model's own order.
 
     `all`, or `bias_norm`: every bias (the relative-position one included) and LayerNorm.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from fedattn.config import Architecture
+from fedattn.config import Architecture, Trainable
 
 NUM_BUCKETS = 32  # of relative distances
 SPECIALS = 5  # <pad> <bos> <eos> <me> <you>, after the byte-pair ids
@@ -46,7 +46,7 @@ def parameter_shapes(shape: Architecture) -> dict[str, tuple[int, ...]]:
     return found | _under("norm_memory", norm) | _under("norm_out", norm) | {"head.bias": (size,)}
 
 
-def is_trainable(name: str, dimensions: int, which: str) -> bool:
+def is_trainable(name: str, dimensions: int, which: Trainable) -> bool:
     """Whether training changes a parameter.
 
     `all`, or `bias_norm`: every bias (the relative-position one included) and LayerNorm.
@@ -54,7 +54,7 @@ def is_trainable(name: str, dimensions: int, which: str) -> bool:
     return which == "all" or dimensions == 1 or name.endswith("bias.weight")
 
 
-def trainable_count(shape: Architecture, which: str) -> int:
+def trainable_count(shape: Architecture, which: Trainable) -> int:
     """d: numbers that training changes."""
     return sum(
         math.prod(size)

@@ -340,12 +340,12 @@ def test_missing_partial_torn_and_newer_runs_are_told_apart(good: Path, tmp_path
         audit(torn)
     newer = Path(shutil.copytree(good, tmp_path / "newer"))
     stored = (newer / "ledger.jsonl").read_bytes()
-    (newer / "ledger.jsonl").write_bytes(stored.replace(b"ledger/4", b"ledger/5"))
-    with pytest.raises(LedgerError, match=r"newer format fedattn-ledger/5.*upgrade"):
+    (newer / "ledger.jsonl").write_bytes(stored.replace(b"ledger/5", b"ledger/6"))
+    with pytest.raises(LedgerError, match=r"newer format fedattn-ledger/6.*upgrade"):
         audit(newer)
     (newer / "ledger.jsonl").write_bytes(stored)
     stored = (newer / "report.json").read_bytes()
-    (newer / "report.json").write_bytes(stored.replace(b"report/4", b"report/12"))
+    (newer / "report.json").write_bytes(stored.replace(b"report/5", b"report/12"))
     with pytest.raises(RunError, match=r"newer format fedattn-report/12.*upgrade"):
         audit(newer)
 

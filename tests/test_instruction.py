@@ -139,7 +139,7 @@ def test_another_spelling_is_refused(instruction, change):
         lambda d: b"\xff",
         lambda d: b"{}",
         lambda d: d[:-1],
-        lambda d: d.replace(FORMAT.encode(), b"fedattn-instruction/4"),
+        lambda d: d.replace(FORMAT.encode(), b"fedattn-instruction/5"),
         lambda d: edited(d, config={}),
         lambda d: edited(d, config=None),
         lambda d: edited(d, roster=["xyz"]),

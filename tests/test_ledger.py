@@ -149,11 +149,11 @@ def test_a_torn_line_a_bad_line_and_a_newer_format_are_told_apart(path: Path) ->
     path.write_bytes(b"".join([lines[0], b"\n", *lines[1:]]))
     with pytest.raises(LedgerError, match="line 2"):
         read_ledger(path)
-    path.write_bytes(stored.replace(b"fedattn-ledger/4", b"fedattn-ledger/5", 1))
-    with pytest.raises(LedgerError, match=r"newer format fedattn-ledger/5.*upgrade"):
+    path.write_bytes(stored.replace(b"fedattn-ledger/5", b"fedattn-ledger/6", 1))
+    with pytest.raises(LedgerError, match=r"newer format fedattn-ledger/6.*upgrade"):
         read_ledger(path)
-    path.write_bytes(stored.replace(b"fedattn-ledger/4", b"fedattn-ledger/3", 1))
-    with pytest.raises(LedgerError, match="older format fedattn-ledger/3, this version reads"):
+    path.write_bytes(stored.replace(b"fedattn-ledger/5", b"fedattn-ledger/4", 1))
+    with pytest.raises(LedgerError, match="older format fedattn-ledger/4, this version reads"):
         read_ledger(path)
     path.write_bytes(stored.replace(b'"round":1', b'"round":"1"', 1))
     with pytest.raises(LedgerError, match="line 2: intent: round"):

@@ -199,7 +199,7 @@ def test_bad_and_newer_reports_are_told_apart(run: Path, tmp_path: Path) -> None
     with pytest.raises(RunError, match="newer format"):
         parse_report(stored.replace(b"report/4", b"report/5"))
     with pytest.raises(RunError, match="format"):
-        parse_report(stored.replace(b"fedattn-report/4", b"someone-else/1"))
+        parse_report(stored.replace(b"fedattn-report/5", b"someone-else/1"))
     with pytest.raises(RunError, match="outcome"):
         parse_report(stored.replace(b'"outcome": "completed"', b'"outcome": "great"'))
     with pytest.raises(RunError, match="epsilon"):

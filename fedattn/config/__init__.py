@@ -3,6 +3,7 @@
 `load_config(path, overrides)` reads it; `--set a.b=c` overrides go through the same checks.
 """
 
+from fedattn.config.data import CleanConfig, DataConfig
 from fedattn.config.protection import ROWS, Budgets, Hypothetical, PrivacyConfig, Row
 from fedattn.config.reading import (
     config_from_dict,
@@ -13,16 +14,13 @@ from fedattn.config.reading import (
     validated,
 )
 from fedattn.config.section import Count, Positive, Rate, Section
-from fedattn.config.shape import (
+from fedattn.config.shape import Config, EvalConfig, Fault, SecAggConfig, Stage
+from fedattn.config.training import (
     LOCAL_KEYS,
     Architecture,
-    Config,
-    DataConfig,
-    EvalConfig,
-    Fault,
+    AugmentConfig,
     ModelConfig,
-    SecAggConfig,
-    Stage,
+    Trainable,
     TrainConfig,
 )
 
@@ -30,7 +28,9 @@ __all__ = [
     "LOCAL_KEYS",
     "ROWS",
     "Architecture",
+    "AugmentConfig",
     "Budgets",
+    "CleanConfig",
     "Config",
     "Count",
     "DataConfig",
@@ -46,6 +46,7 @@ __all__ = [
     "Section",
     "Stage",
     "TrainConfig",
+    "Trainable",
     "config_from_dict",
     "config_from_json",
     "load_config",

@@ -11,14 +11,14 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, PlainValidator, model_validator
 
 from fedattn import modulus
+from fedattn.config.data import DataConfig
 from fedattn.config.protection import PrivacyConfig
-from fedattn.config.section import Count, Positive, Rate, Section, Share
+from fedattn.config.section import Count, Positive, Section, Share
+from fedattn.config.training import LOCAL_KEYS, ModelConfig, TrainConfig
 from fedattn.errors import ConfigError, UpdateError
 
 Stage = Literal["advertise", "share", "upload", "confirm", "unmask"]
 PLAIN_GRID_SCALE = 2.0**20
-# Keys of `train` that are each device's own: they change its memory and time, not its privacy.
-LOCAL_KEYS = frozenset({"device", "threads", "clipping", "max_physical_batch", "max_batch_bytes"})
 
 
 def _bits(value: object) -> object:
@@ -39,108 +39,6 @@ def _scale(value: object) -> object:
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf:
         return float(value)
     raise ValueError("must be `auto` or a number above 0")
-
-
-class DataConfig(Section):
-    """Where conversations come from and who owns them (DESIGN section 3)."""
-
-    source: Literal["chitchat", "jsonl"] = "chitchat"
-    path: str | None = None  # of the JSONL file; with source: jsonl alone
-    skip_bad: bool = False  # leave refused JSONL lines out instead of stopping
-    salt: Annotated[str, Field(min_length=1)] = "fedattn"  # decides owners, splits, thinning
-    clients: Count = 8
-    # hash: owners are spread over `clients` silos by a salted hash; person: every person of the
-    # corpus who is not held out is a client, those who own no conversation too
-    assign: Literal["hash", "person"] = "hash"
-    validation_share: Share = 0.1  # of users
-    test_share: Share = 0.1  # of users
-    min_turns: Annotated[int, Field(ge=2)] = 4
-    max_reply_bytes: Count = 512
-    keep_rate: Rate = 1.0  # a conversation trains with this probability, by its own hash
-    thin: dict[str, Rate] = Field(default_factory=dict)  # a lower keep_rate for one owner
-
-    @model_validator(mode="after")
-    def _combinations(self) -> Self:
-        if (self.source == "jsonl") != (self.path is not None):
-            raise ValueError("set `path` with `source: jsonl` and only then")
-        if self.validation_share + self.test_share > 0.5:
-            raise ValueError("validation_share + test_share must be at most 0.5")
-        return self
-
-
-class Architecture(Section):
-    """The shape of an attention generator that starts from random weights."""
-
-    vocab_size: Annotated[int, Field(ge=257, le=50256)] = 4096
-    d_model: Annotated[int, Field(ge=8)] = 192
-    heads: Count = 4
-    encoder_layers: Count = 2
-    decoder_layers: Count = 2
-    context_tokens: Annotated[int, Field(ge=4)] = 64
-    reply_tokens: Annotated[int, Field(ge=4)] = 48
-
-    @model_validator(mode="after")
-    def _combinations(self) -> Self:
-        if self.d_model % self.heads:
-            raise ValueError("d_model must be a multiple of heads")
-        return self
-
-
-class ModelConfig(Section):
-    """Which weights training starts from and which of them it changes."""
-
-    start: str = "public"  # `public` (shipped checkpoint), `random`, or a .safetensors path
-    architecture: Architecture | None = None  # with `start: random` alone
-    trainable: Literal["all", "bias_norm"] = "bias_norm"
-
-    @model_validator(mode="after")
-    def _combinations(self) -> Self:
-        if (self.start == "random") != (self.architecture is not None):
-            raise ValueError("set `architecture` with `start: random` and only then")
-        return self
-
-
-class TrainConfig(Section):
-    """Training: on each client, and what the server makes of the mean."""
-
-    rounds: Count = 8
-    local_steps: Count = 5  # public, never derived from a data size
-    # Public divisor of a step's summed gradient, of one client; where a round is one step, of all
-    # clients together. With `unit: client` the examples of a local step.
-    expected_batch_size: Count = 64
-    optimizer: Literal["sgd", "adam"] = "adam"  # of local steps
-    learning_rate: Positive = 5e-3  # of local steps
-    # What the server does with the decoded mean (a gradient, where a round is one step)
-    server_optimizer: Literal["fedavg", "fedavgm", "fedadam"] = "fedavg"
-    server_learning_rate: Positive = 1.0
-    server_momentum: Share = 0.9  # of fedavgm; beta_1 of fedadam
-    server_beta2: Share = 0.99  # of fedadam
-    server_adaptivity: Positive = 1e-8  # tau of fedadam, added to the root of the second moment
-    weights: Literal["uniform", "examples"] = "uniform"  # of clients in the mean
-    # Examples drawn from a conversation in a step; the mean of their gradients is clipped
-    draws: Count = 1
-    # bfloat16: matrix products of forward and backward pass in it, norms and sums in float32
-    precision: Literal["float32", "bfloat16"] = "float32"
-    # How per-conversation gradients are clipped: the same sums, at different cost (clipping/)
-    clipping: Literal["book_keeping", "hooks"] = "book_keeping"
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
-    threads: Annotated[int, Field(ge=0)] = 0  # torch threads; 0: torch's own choice
-    max_physical_batch: Count = 64  # examples computed at once; changes memory, not privacy
-    max_batch_bytes: Count | None = None  # memory that they may take, estimated (memory.py)
-
-    @model_validator(mode="after")
-    def _combinations(self) -> Self:
-        if self.weights != "uniform":
-            raise ValueError(
-                "weights: weighting clients by their number of examples would send that number "
-                "and change each one's sensitivity; use `weights: uniform`"
-            )
-        if self.clipping != "book_keeping" and self.precision != "float32":
-            raise ValueError(
-                f"precision: {self.precision} goes with `clipping: book_keeping`, whose norms are "
-                "float32 all the same"
-            )
-        return self
 
 
 class SecAggConfig(Section):

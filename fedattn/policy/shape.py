@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from fedattn.config import (
     ROWS,
     Budgets,
+    CleanConfig,
     Config,
     Count,
     DataConfig,
@@ -50,6 +51,7 @@ class OwnData(Section):
     max_reply_bytes: Count = 512
     keep_rate: Rate = 1.0
     thin: dict[str, Rate] = Field(default_factory=dict)
+    clean: CleanConfig = Field(default_factory=CleanConfig)
 
     @property
     def config(self) -> DataConfig:

@@ -23,7 +23,7 @@ from fedattn.errors import RunError
 from fedattn.privacy.claims import Claim
 from fedattn.privacy.gaussian import Bounds
 
-REPORT_FORMAT: Final = "fedattn-report/4"
+REPORT_FORMAT: Final = "fedattn-report/5"
 
 
 def _from_json(value: object) -> object:
@@ -168,7 +168,7 @@ class LedgerSection(Section):
 class Report(Section):
     """The whole report."""
 
-    format: Literal["fedattn-report/4"] = REPORT_FORMAT
+    format: Literal["fedattn-report/5"] = REPORT_FORMAT
     fedattn_version: str
     created_at: str
     config: dict[str, Any]

@@ -329,16 +329,16 @@ def test_a_document_that_reads_in_two_ways(fleet):
         Instruction.parse(json.dumps(raw).encode())
 
 
-@pytest.mark.parametrize("document", [b"", b"{}", b"[]", b'{"format":"fedattn-instruction/4"}'])
+@pytest.mark.parametrize("document", [b"", b"{}", b"[]", b'{"format":"fedattn-instruction/5"}'])
 def test_a_document_that_is_no_instruction(document):
     with pytest.raises(ProtocolError, match=r"instruction\.format"):
         Instruction.parse(document)
-    raw = {"format": "fedattn-instruction/3"}
+    raw = {"format": "fedattn-instruction/4"}
     with pytest.raises(ProtocolError, match=r"instruction\.format"):
         Instruction.parse(json.dumps(raw).encode())
 
 
 def test_a_document_of_another_format_version(fleet):
-    newer = fleet.instruction().document.replace(b"fedattn-instruction/3", b"fedattn-instruction/4")
+    newer = fleet.instruction().document.replace(b"fedattn-instruction/4", b"fedattn-instruction/5")
     with pytest.raises(ProtocolError, match=r"instruction\.format"):
         Instruction.parse(newer)
