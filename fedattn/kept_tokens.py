@@ -28,13 +28,14 @@ from fedattn.data import Dialogue, data_stamp, load_partition
 from fedattn.data.chitchat import PACKAGE, chitchat_version
 from fedattn.data.packages import package_folder
 from fedattn.errors import FedattnError
+from fedattn.protocol import HELD_OUT_BYTES
 from fedattn.records import Record, surviving, tokenize
 from fedattn.start import start_facts
 from fedattn.token_store import FlatRecords, TokenStore, map_tokens, private_folder
 from fedattn.tokens import Tokenizer
 
 VARIABLE: Final = "FEDATTN_TOKENS"  # the folder of this simulation's store
-FORMAT: Final = "fedattn-tokens/1"  # changes with whatever changes a config's records
+FORMAT: Final = "fedattn-tokens/2"  # changes with whatever changes a config's records
 SMALL: Final = 1 << 20  # a source of fewer bytes is tokenised faster than a process starts
 _CHUNK: Final = 512  # conversations tokenised at once
 _OURS: Final = re.compile(r"[0-9a-f]{64}\.tokens(\.[0-9a-f]{16}\.part)?")  # files of `write_tokens`
@@ -129,7 +130,7 @@ def write_tokens(config: DataConfig, vocab_size: int, folder: Path) -> Path:
         flat.end_part()
     for held_out in (made.validation, made.test):
         for some in _chunks(held_out):
-            flat.add(tokenize(some, tokenizer, limit))
+            flat.add(tokenize(some, tokenizer, HELD_OUT_BYTES))
         flat.end_part()
     flat.write(path, key)
     return path

@@ -36,9 +36,8 @@ class Architecture(Section):
 def _trainable(value: object) -> object:
     if isinstance(value, str) and re.fullmatch(_TRAINABLE, value):
         return value
-    if isinstance(value, list | tuple) and value:
-        if all(isinstance(each, str) and each for each in value):
-            return tuple(value)
+    if isinstance(value, list | tuple) and value and all(isinstance(v, str) and v for v in value):
+        return tuple(value)
     raise ValueError(
         "must be `all`, `bias_norm`, `last_N` (decoder layers), `lora(R)` (R in 1..999), or a "
         "list of parameter name patterns such as `decoder.1.*`"

@@ -10,6 +10,7 @@ from fedattn.data import load_partition
 from fedattn.generate import OPENERS, Quality, bits_per_byte, choose_pairs, reply_to
 from fedattn.kept_tokens import open_tokens
 from fedattn.model import AttentionGenerator
+from fedattn.protocol import HELD_OUT_BYTES
 from fedattn.tokens import Tokenizer
 
 
@@ -49,7 +50,7 @@ class Evaluation:
             return stored.test, stored.validation
         part = load_partition(data)
         test, validation = (
-            tokenize(dialogues, self.tokenizer, data.max_reply_bytes)
+            tokenize(dialogues, self.tokenizer, HELD_OUT_BYTES)
             for dialogues in (part.test, part.validation)
         )
         return test, validation
