@@ -5,6 +5,7 @@
       DataError                 2   a conversation file, by line and field, never by its text
       TokenError                2   a vocabulary or token id
       ModelError                2   an architecture or checkpoint
+      AttentionError            2   an attention view: what was asked of it, or a stored map
       UpdateError               2   a vector that cannot be encoded or decoded
       PrivacyError              2   a mechanism or accountant that cannot hold what was asked
         BudgetError             3   the next round would pass the budget
@@ -49,6 +50,10 @@ class TokenError(FedattnError):
 
 class ModelError(FedattnError):
     """An architecture is impossible or a checkpoint does not fit it."""
+
+
+class AttentionError(FedattnError):
+    """An attention view was asked for what there is not, or a stored map has another shape."""
 
 
 class UpdateError(FedattnError):

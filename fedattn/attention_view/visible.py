@@ -1,0 +1,93 @@
+"""Text that is safe to show, in pieces that have a weight, and how dark each is."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from fedattn.attention_view.attention_map import AttentionMap
+
+MARKER: Final = "›"  # stands for the token that begins a turn
+CUT: Final = "…"
+_BIDI: Final = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+class Piece(NamedTuple):
+    """What is shown as one: a text, its turn, and the context tokens whose weight it carries."""
+
+    text: str
+    turn: int
+    places: tuple[int, ...]
+
+    def weight(self, row: Sequence[float]) -> float:
+        """Its share of attention in `row` (S,)."""
+        return sum(row[place] for place in self.places)
+
+
+def visible(text: str) -> str:
+    """`text` with control characters as signs: nothing in it moves a cursor or turns a line.
+
+    Line breaks are shown as ↵, tabs as →, other controls as their picture; marks that change the
+    writing direction of what follows, and half of a surrogate pair, as U+FFFD. A character that
+    joins others (an emoji's U+200D) stays.
+
+    >>> visible("a\\x1b[31m\\n")
+    'a␛[31m↵'
+    """
+    return "".join(_sign(character) for character in text)
+
+
+def _sign(character: str) -> str:
+    if character == "\n":
+        return "↵"
+    if character == "\t":
+        return "→"
+    code = ord(character)
+    if code < 0x20:
+        return chr(0x2400 + code)
+    kind = unicodedata.category(character)
+    if kind in ("Cc", "Cs", "Zl", "Zp") or character in _BIDI:
+        return "\N{REPLACEMENT CHARACTER}"
+    return character
+
+
+def cut(text: str, longest: int) -> str:
+    """`text` in at most `longest` characters, with … where it was cut."""
+    return text if len(text) <= longest else text[: longest - 1] + CUT
+
+
+def pieces(attention: AttentionMap) -> list[Piece]:
+    """The context as shown, oldest first: every token is in one piece.
+
+    A token without text joins the piece before it in its turn, whose character it ends; at the
+    beginning of a turn it is the turn's marker.
+    """
+    found: list[Piece] = []
+    for place, (text, turn) in enumerate(zip(attention.context, attention.turns, strict=True)):
+        begins = not found or found[-1].turn != turn
+        if text:
+            found.append(Piece(visible(text), turn, (place,)))
+        elif begins:
+            found.append(Piece(MARKER, turn, (place,)))
+        else:
+            found[-1] = found[-1]._replace(places=(*found[-1].places, place))
+    return found
+
+
+def full_shade(weights: Sequence[float]) -> float:
+    """The weight that is drawn darkest: the largest, but no less than three even shares.
+
+    Without the second, attention that prefers nothing would be drawn as dark everywhere.
+
+    >>> full_shade([0.85, 0.05, 0.05, 0.05]), full_shade([0.25] * 4)
+    (0.85, 0.75)
+    """
+    if not weights:
+        return 1.0
+    return max(max(weights), 3.0 * sum(weights) / len(weights)) or 1.0
+
+
+def who(turn: int, last: int) -> str:
+    """Who said turn `turn` of 0..last: the last one is the person's, and they alternate."""
+    return "model" if (last - turn) % 2 else "you"
