@@ -61,7 +61,7 @@ def test_a_good_run_passes_every_check_under_its_pins(good: Path, tmp_path: Path
     result = audit(good, server_key=PIN, roster=roster)
     assert result.ok, result.verdict
     assert result.verdict == VERIFIED
-    assert [finding.number for finding in result.findings] == list(range(1, 26))
+    assert [finding.number for finding in result.findings] == list(range(1, 27))
     detail = {finding.check: finding.detail for finding in result.findings}
     assert "pinned roster, which knows 4 of 4" in detail["co-signatures"]
     assert detail["instructions"] == "4 recomputed"

@@ -63,9 +63,10 @@ def test_the_keys_of_a_report_are_fixed(run: Path) -> None:
         "model",
         "notes",
         "outcome",
-        "page_template_sha256",
+        "page_sha256",
         "quality",
         "resumes",
+        "rounds",
         "samples",
         "secure_aggregation",
         "totals",
@@ -197,7 +198,7 @@ def test_bad_and_newer_reports_are_told_apart(run: Path, tmp_path: Path) -> None
     with pytest.raises(RunError, match="not valid JSON"):
         parse_report(stored[:-5])
     with pytest.raises(RunError, match="newer format"):
-        parse_report(stored.replace(b"report/4", b"report/5"))
+        parse_report(stored.replace(b"report/5", b"report/6"))
     with pytest.raises(RunError, match="format"):
         parse_report(stored.replace(b"fedattn-report/5", b"someone-else/1"))
     with pytest.raises(RunError, match="outcome"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from fedattn.audit import cost_checks as cost
 from fedattn.audit import ledger_checks as ledger
 from fedattn.audit import report_checks as report
 from fedattn.audit.evidence import Evidence
@@ -26,10 +27,11 @@ CHECKS: Sequence[tuple[str, Callable[[Evidence], str]]] = (
     ("certificates", ledger.certificates),
     ("co-signatures", ledger.cosignatures),
     ("models", report.models),
-    ("epsilon", report.epsilon),
-    ("hypothetical", report.hypothetical),
-    ("budget and delta", report.budget),
-    ("claims", report.claims_hold),
+    ("epsilon", cost.epsilon),
+    ("rounds", cost.rounds),
+    ("hypothetical", cost.hypothetical),
+    ("budget and delta", cost.budget),
+    ("claims", cost.claims_hold),
     ("NOT PRIVATE labels", report.not_private_labels),
     ("masks", report.masks),
     ("assumptions and caveats", report.sentences),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +38,12 @@ def require(condition: bool, finding: str) -> None:
     """Raise CheckFailedError with `finding` unless the condition holds."""
     if not condition:
         raise CheckFailedError(finding)
+
+
+def contains(stated: Iterable[str], wanted: Iterable[str], where: str) -> None:
+    """Raise CheckFailedError unless every wanted sentence is among the stated ones."""
+    missing = set(wanted) - set(stated)
+    require(not missing, f"{where}: missing “{min(missing, default='')}”")
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
 
-from fedattn.audit.evidence import CheckFailedError, Evidence, require
-from fedattn.config import Row
+from fedattn.audit.evidence import CheckFailedError, Evidence, contains, require
 from fedattn.entries import (
     SIMULATED,
     SIMULATION,
@@ -22,25 +20,21 @@ from fedattn.entries import (
     Skip,
 )
 from fedattn.privacy.claims import (
-    HYPOTHETICAL,
     MASKS_SKIPPED,
     NOT_PRIVATE,
-    Claim,
-    adjacency,
     assumptions,
     caveats,
-    claims,
-    hypothetical_claims,
     labels,
-    show_epsilon,
 )
 from fedattn.privacy.masks import masks_label
-from fedattn.privacy.rows import RowSpend
-from fedattn.report import HTML_FILE, PURPOSE, SIGNATURE_FILE, render_html, template_sha256
-from fedattn.report.shape import Accountants, ClaimSection
+from fedattn.report import (
+    HTML_FILE,
+    PURPOSE,
+    SIGNATURE_FILE,
+    page_sha256,
+    render_html,
+)
 from fedattn.signing import fingerprint, verify
-
-_RELATIVE = 1e-6  # two machines' floating point may differ by this in a recomputed epsilon
 
 
 def files_present(e: Evidence) -> str:
@@ -129,71 +123,10 @@ def models(e: Evidence) -> str:
     return f"{stated.file} {found}"
 
 
-def epsilon(e: Evidence) -> str:
-    """Every epsilon, recomputed from all intents by both accountants, is the stored one."""
-    totals, costs = e.report.totals, e.costs
-    _same("total", totals.epsilon, costs["outsider"].epsilon)
-    _same("delta", totals.delta, e.config.privacy.delta)
-    _same_rows("", totals.epsilons, e.report.accountants, costs)
-    shown = ", ".join(f"{row} {show_epsilon(cost.epsilon)}" for row, cost in costs.items())
-    return f"epsilon against {shown}, at delta {totals.delta:g}, by both accountants"
-
-
-def hypothetical(e: Evidence) -> str:
-    """A run that pretends a larger cohort shows what it pretends, priced anew, and says so."""
-    stated, costs = e.report.hypothetical, e.hypothetical_costs
-    wanted = e.config.privacy.hypothetical
-    if stated is None or wanted is None or costs is None:
-        require(
-            stated is None and wanted is None, "a hypothetical section, or none, against config"
-        )
-        return "nothing is pretended"
-    require(
-        (stated.cohort, stated.population) == (wanted.cohort, wanted.population),
-        f"{stated.cohort} of {stated.population} clients, config: "
-        f"{wanted.cohort} of {wanted.population}",
-    )
-    _same_rows("hypothetical ", stated.epsilons, stated.accountants, costs)
-    rows = hypothetical_claims(e.config, e.opened.dimension, len(e.events))
-    _same_claims(stated.claims, rows, "hypothetical claim")
-    label = next(line for line in labels(e.config) if line.startswith(HYPOTHETICAL))
-    require(label in e.report.notes, f"notes: missing “{label}”")
-    shown = ", ".join(f"{row} {show_epsilon(cost.epsilon)}" for row, cost in costs.items())
-    return f"{HYPOTHETICAL}, {wanted.cohort} of {wanted.population} clients: {shown}"
-
-
-def budget(e: Evidence) -> str:
-    """No budget was passed, and delta is at most 1/(10 max_units)."""
-    privacy = e.config.privacy
-    budgets = privacy.budgets
-    require(e.report.totals.budgets == budgets, "other budgets are reported than the config's")
-    if not budgets:
-        return "no budget: nothing is protected"
-    limit = 1 / (10 * privacy.max_units)
-    require(privacy.delta <= limit, f"delta {privacy.delta:g} is above 1/(10 U) = {limit:g}")
-    costs = e.costs if e.hypothetical_costs is None else e.hypothetical_costs
-    for row, most in budgets.items():
-        spent = costs[row].epsilon
-        require(spent <= most, f"{row}: spent {spent:.6g} of {most:g}")
-    shown = ", ".join(
-        f"{row} {show_epsilon(costs[row].epsilon)} of {most:g}" for row, most in budgets.items()
-    )
-    pretended = "" if e.hypothetical_costs is None else f"{HYPOTHETICAL}: "
-    return f"{pretended}{shown}; delta at most {limit:g}"
-
-
-def claims_hold(e: Evidence) -> str:
-    """Each adversary's row is what config and events allow to claim, no more."""
-    wanted = claims(e.config, e.events, e.opened.authority_held_by)
-    _same_claims(e.report.claims, wanted, "claim")
-    require(e.report.adjacency == adjacency(e.config), "another adjacency than the config's")
-    return f"{len(wanted)} adversaries, unit {e.config.privacy.unit}"
-
-
 def not_private_labels(e: Evidence) -> str:
     """A run without noise or with a seed says NOT PRIVATE; a private one has no need to."""
     wanted = [line for line in labels(e.config) if line.startswith(NOT_PRIVATE)]
-    _contains(e.report.notes, wanted, "notes")
+    contains(e.report.notes, wanted, "notes")
     if not wanted:
         require(e.config.is_private, "no label, and yet not private")
         return "none needed"
@@ -228,66 +161,24 @@ def masks(e: Evidence) -> str:
 def sentences(e: Evidence) -> str:
     """Assumptions and caveats that the config demands are all there."""
     held_by = e.opened.authority_held_by
-    _contains(e.report.assumptions, assumptions(e.config, held_by), "assumptions")
-    _contains(e.report.caveats, caveats(e.config, held_by), "caveats")
+    contains(e.report.assumptions, assumptions(e.config, held_by), "assumptions")
+    contains(e.report.caveats, caveats(e.config, held_by), "caveats")
     return f"{len(e.report.assumptions)} assumptions, {len(e.report.caveats)} caveats"
 
 
 def page(e: Evidence) -> str:
     """report.html shows what report.json says."""
-    if e.report.page_template_sha256 != template_sha256():
-        return "not compared: rendered with another version's template; trust report.json"
+    if e.report.page_sha256 != page_sha256():
+        return (
+            "not compared: rendered by another version of fedattn or its chart library; "
+            "trust report.json"
+        )
     try:
         stored = (e.run_dir / HTML_FILE).read_bytes()
     except OSError:
         raise CheckFailedError(f"{HTML_FILE} cannot be read") from None
     require(stored == render_html(e.report).encode(), f"{HTML_FILE} was changed; read report.json")
     return "rendered again, equal"
-
-
-def _same_rows(
-    what: str,
-    epsilons: Mapping[Row, float],
-    accountants: Accountants,
-    costs: Mapping[Row, RowSpend],
-) -> None:
-    require(set(epsilons) == set(costs), f"{what}epsilons: other rows than the four")
-    for row, cost in costs.items():
-        _same(f"{what}{row}", epsilons[row], cost.epsilon)
-    ours = costs["outsider"].accountants
-    require(set(accountants) == set(ours), f"{what}accountants: other ones than {', '.join(ours)}")
-    for name, bounds in ours.items():
-        for which in ("lower", "estimate", "upper"):
-            stored, recomputed = getattr(accountants[name], which), getattr(bounds, which)
-            _same(f"{what}{name} {which}", stored, recomputed)
-
-
-def _same(what: str, stored: float, recomputed: float) -> None:
-    require(_close(stored, recomputed), f"{what}: stored {stored:.8g}, is {recomputed:.8g}")
-
-
-def _same_claims(stated: Sequence[ClaimSection], wanted: Sequence[Claim], what: str) -> None:
-    require(
-        [(row.row, row.adversary) for row in stated]
-        == [(row.row, row.adversary) for row in wanted],
-        f"{what}: other adversaries than the four rows",
-    )
-    for found, allowed in zip(stated, wanted, strict=True):
-        who = f"{what} against {allowed.adversary}"
-        require(_close(found.epsilon, allowed.epsilon), f"{who}: epsilon {found.epsilon:.8g}")
-        require(_close(found.delta, allowed.delta), f"{who}: delta {found.delta:.8g}")
-        require(_close(found.failures, allowed.failures), f"{who}: failures {found.failures:.8g}")
-        require(found.unit == allowed.unit, f"{who}: unit {found.unit}, not {allowed.unit}")
-        _contains(found.assumptions, allowed.assumptions, who)
-
-
-def _contains(stated: Iterable[str], wanted: Iterable[str], where: str) -> None:
-    missing = set(wanted) - set(stated)
-    require(not missing, f"{where}: missing “{min(missing, default='')}”")
-
-
-def _close(found: float, recomputed: float) -> bool:
-    return found == recomputed or math.isclose(found, recomputed, rel_tol=_RELATIVE)
 
 
 def _within(stored: object, read: object) -> bool:

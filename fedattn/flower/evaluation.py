@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+from fedattn.attention_view.compute import attention_of
 from fedattn.batches import Pair, Record, tokenize
 from fedattn.config import Config
 from fedattn.data import load_partition
-from fedattn.generate import OPENERS, Quality, bits_per_byte, choose_pairs, reply_to
+from fedattn.generate import OPENERS, Quality, Reply, bits_per_byte, choose_pairs, reply_to
 from fedattn.kept_tokens import open_tokens
 from fedattn.model import AttentionGenerator
 from fedattn.protocol import HELD_OUT_BYTES
@@ -34,9 +36,24 @@ class Evaluation:
         """What sample replies answer."""
         return OPENERS[: self.config.eval.samples]
 
-    def replies(self) -> list[str]:
+    def replies(self) -> list[Reply]:
         """Greedy replies to openers of our own: no held-out person's words enter a report."""
-        return [reply_to(self.model, self.tokenizer, [opener]).text for opener in self.openers]
+        return [reply_to(self.model, self.tokenizer, [opener]) for opener in self.openers]
+
+    def samples(self, before: Sequence[Reply]) -> list[dict[str, Any]]:
+        """The replies now, what each looked at, and those of `before`, as a report holds them."""
+        return [
+            {
+                "context": [opener],
+                "reply": now.text,
+                "reply_before": then.text,
+                "attention": self._attention(opener, now),
+            }
+            for opener, now, then in zip(self.openers, self.replies(), before, strict=True)
+        ]
+
+    def _attention(self, opener: str, reply: Reply) -> dict[str, Any]:
+        return attention_of(self.model, self.tokenizer, [opener], reply.ids).to_json()
 
     def _held_out(self) -> tuple[Sequence[Record], Sequence[Record]]:
         """The conversations for test and validation.

@@ -85,15 +85,7 @@ class Results:
             },
             model_file=MODEL_FILE,
             model_file_sha256=sha256(path.read_bytes()).hexdigest(),
-            samples=[
-                {"context": [opener], "reply": now, "reply_before": then}
-                for opener, now, then in zip(
-                    self._evaluation.openers,
-                    self._evaluation.replies(),
-                    self._replies_before,
-                    strict=True,
-                )
-            ],
+            samples=self._evaluation.samples(self._replies_before),
         )
         write_report(run_dir, report, key)
 

@@ -17,7 +17,8 @@ from fedattn.report.files import (
     read_report,
     write_report,
 )
-from fedattn.report.html import render_html, template_sha256
+from fedattn.report.html import page_sha256, render_html
+from fedattn.report.rounds import round_sections
 from fedattn.report.shape import REPORT_FORMAT, Report, parse_report, refuse_other
 
 __all__ = [
@@ -30,11 +31,12 @@ __all__ = [
     "Report",
     "build_report",
     "canonical_signature",
+    "page_sha256",
     "parse_report",
     "read_report",
     "refuse_other",
     "render_html",
+    "round_sections",
     "show_epsilon",
-    "template_sha256",
     "write_report",
 ]

@@ -25,7 +25,8 @@ from fedattn.privacy.claims import (
     labels,
 )
 from fedattn.privacy.rows import RowSpend, hypothetical_spends, spends
-from fedattn.report.html import render_html, template_sha256
+from fedattn.report.html import page_sha256, render_html
+from fedattn.report.rounds import round_sections
 from fedattn.report.shape import (
     Accountants,
     BoundsSection,
@@ -75,7 +76,7 @@ def build_report(
             created_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             config=opened.config,
             config_sha256=opened.config_sha256,
-            page_template_sha256=template_sha256(),
+            page_sha256=page_sha256(),
             data_set=opened.data_set,
             outcome=closed.outcome,
             authority_held_by=held_by,
@@ -96,6 +97,7 @@ def build_report(
             adjacency=adjacency(config),
             claims=[ClaimSection.of(claim) for claim in claims(config, events, held_by)],
             hypothetical=_hypothetical(config, opened.dimension, len(events)),
+            rounds=round_sections(config, entries),
             model=ModelSection(
                 start_sha256=opened.model_sha256,
                 final_sha256=closed.model_sha256,
@@ -149,7 +151,8 @@ def write_report(run_dir: Path, report: Report, key: SigningKey) -> None:
         "public_key": key.public_bytes.hex(),
         "signature": key.sign(PURPOSE, stored).hex(),
     }
-    write_durably(run_dir / HTML_FILE, render_html(report).encode())
+    as_read = parse_report(stored)  # keys in stored order: an audit renders the same page
+    write_durably(run_dir / HTML_FILE, render_html(as_read).encode())
     write_durably(run_dir / SIGNATURE_FILE, canonical_signature(signature))
     write_durably(run_dir / REPORT_FILE, stored)
 

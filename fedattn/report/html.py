@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from importlib import resources
+from importlib import metadata, resources
+from typing import Final
 
 from fedattn.errors import RunError
 from fedattn.privacy.claims import HYPOTHETICAL, MASKS_SKIPPED, NOT_PRIVATE, show_epsilon
@@ -13,6 +14,18 @@ from fedattn.report.shape import Report
 from fedattn.signing import fingerprint
 
 _LOUD = (NOT_PRIVATE, MASKS_SKIPPED, HYPOTHETICAL)
+_TEMPLATE: Final = "assets/report.html.j2"
+_RENDERED_BY: Final = (  # what decides the page's bytes, beside the chart library
+    _TEMPLATE,
+    "assets/heat.html.j2",
+    "attention_view/attention_map.py",
+    "attention_view/page.py",
+    "attention_view/visible.py",
+    "report/charts.py",
+    "report/drawing.py",
+    "report/html.py",
+    "report/settings.py",
+)
 
 
 def render_html(report: Report) -> str:
@@ -22,13 +35,26 @@ def render_html(report: Report) -> str:
     """
     from jinja2 import Environment, StrictUndefined, UndefinedError
 
+    from fedattn.attention_view.attention_map import AttentionMap
+    from fedattn.attention_view.page import heat_html
+    from fedattn.report.charts import charts
+    from fedattn.report.settings import settings
+
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["epsilon"] = show_epsilon
+    seen = [sample.attention for sample in report.samples if sample.attention is not None]
+    drawn = (
+        heat_html(AttentionMap.from_json(each), with_style=place == 0)
+        for place, each in enumerate(seen)
+    )
     try:
-        return environment.from_string(_template().decode()).render(
+        return environment.from_string(_file(_TEMPLATE).decode()).render(
             report=report,
+            charts=charts(report),
+            settings=settings(report.config),
+            heats=[None if each.attention is None else next(drawn) for each in report.samples],
             config_text=json.dumps(report.config, indent=2, sort_keys=True),
             fingerprint=fingerprint(bytes.fromhex(report.ledger.server_public_key)),
             infinite=math.isinf,
@@ -38,10 +64,20 @@ def render_html(report: Report) -> str:
         raise RunError(f"report: {error.message}; the page cannot be rendered") from None
 
 
-def template_sha256() -> str:
-    """Hex digest of the installed template; a page can be compared if it was rendered with it."""
-    return hashlib.sha256(_template()).hexdigest()
+def page_sha256() -> str:
+    """Hex digest of what renders a page: templates, code, and the chart library's version.
+
+    A stored page can be compared with one rendered here if this is equal. Renders nothing.
+    """
+    digest = hashlib.sha256()
+    for name in _RENDERED_BY:
+        digest.update(hashlib.sha256(_file(name)).digest())
+    try:
+        digest.update(metadata.version("pygal").encode())
+    except metadata.PackageNotFoundError:
+        digest.update(b"none")  # it cannot render, so its pages equal nobody's
+    return digest.hexdigest()
 
 
-def _template() -> bytes:
-    return resources.files("fedattn").joinpath("assets/report.html.j2").read_bytes()
+def _file(name: str) -> bytes:
+    return resources.files("fedattn").joinpath(name).read_bytes()

@@ -17,9 +17,10 @@ from pydantic import (
     ValidationError,
 )
 
-from fedattn.config import Row
+from fedattn.attention_view.attention_map import AttentionMap
+from fedattn.config import ROWS, Row
 from fedattn.entries import Hash, Outcome, Party, SecureAggregation
-from fedattn.errors import RunError
+from fedattn.errors import AttentionError, RunError
 from fedattn.privacy.claims import Claim
 from fedattn.privacy.gaussian import Bounds
 
@@ -30,9 +31,11 @@ def _from_json(value: object) -> object:
     return math.inf if value == "infinity" else value
 
 
-def _not_nan(value: float) -> float:
+def _possible(value: float) -> float:
     if math.isnan(value) or value < 0:
         raise ValueError("must be at least 0")
+    if 0 < value < 1e-100 or 1e9 < value < math.inf:  # beyond what is ever written or shown
+        raise ValueError("must be 0, infinity, or within 1e-100 and 1e9")
     return value
 
 
@@ -41,9 +44,19 @@ def _to_json(value: float) -> float | str:
 
 
 Epsilon: TypeAlias = Annotated[
-    float, BeforeValidator(_from_json), AfterValidator(_not_nan), PlainSerializer(_to_json)
+    float, BeforeValidator(_from_json), AfterValidator(_possible), PlainSerializer(_to_json)
 ]
+
+
+def _attention(value: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return AttentionMap.from_json(value).to_json()
+    except AttentionError as error:
+        raise ValueError(str(error)) from None
+
+
 Count = Annotated[int, Field(ge=0)]
+Few = Annotated[int, Field(ge=0, le=10**9)]  # a number that a chart can draw
 Number = Annotated[float, Field(allow_inf_nan=False)]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
@@ -131,6 +144,31 @@ class ModelSection(Section):
     file_sha256: Hash
 
 
+def _all_rows(value: dict[Row, float]) -> dict[Row, float]:
+    if set(value) != set(ROWS):
+        raise ValueError(f"must have the rows {', '.join(ROWS)}")
+    return value
+
+
+Costs: TypeAlias = Annotated[dict[Row, Epsilon], AfterValidator(_all_rows)]
+
+
+class RoundSection(Section):
+    """One round, and what all rounds up to it cost together.
+
+    Costs are those of `Totals` at that time; a skipped round has none, nor have most rounds of a
+    run of hundreds.
+    """
+
+    number: Few
+    outcome: Literal["released", "aborted", "skipped", "unfinished"]  # unfinished: spent, cut off
+    contacted: Few  # clients of the round's cohort
+    survivors: Few | None = None  # whose updates are in the sum; of a released round alone
+    dropouts: Few | None = None  # contacted and not in the sum
+    epsilons: Costs | None = None
+    hypothetical_epsilons: Costs | None = None  # in the world that a run pretends
+
+
 class RoundQuality(Section):
     """Bits per byte on validation users after a round."""
 
@@ -155,6 +193,7 @@ class Sample(Section):
     reply: str  # of the final model
     reply_before: str | None = None  # of the starting model
     reference: str | None = None  # what the person said
+    attention: Annotated[dict[str, Any], AfterValidator(_attention)] | None = None  # of `reply`
 
 
 class LedgerSection(Section):
@@ -173,7 +212,7 @@ class Report(Section):
     created_at: str
     config: dict[str, Any]
     config_sha256: Hash
-    page_template_sha256: Hash  # which template report.html was rendered with
+    page_sha256: Hash  # of what renders report.html: template, code and chart library
     data_set: str
     outcome: Outcome
     authority_held_by: Party  # who certified the devices, as the server declares
@@ -184,6 +223,7 @@ class Report(Section):
     adjacency: str  # what one unit more or less means
     claims: list[ClaimSection]
     hypothetical: HypotheticalSection | None
+    rounds: list[RoundSection]
     model: ModelSection
     quality: Quality
     samples: list[Sample]
