@@ -14,6 +14,8 @@ from torch import Tensor
 
 from fedattn.config import TrainConfig
 
+_LAST = 0.1  # of the learning rate, in the last round of a linear schedule
+
 
 class ServerOptimizer:
     """Moves the model's vector (d,) along mean updates; its state lasts for a run.
@@ -28,16 +30,34 @@ class ServerOptimizer:
         self._vector: torch.nn.Parameter | None = None
         self._optimizer: torch.optim.Optimizer | None = None
 
-    def step(self, vector: Tensor, mean: Tensor) -> Tensor:
-        """The next model (d,) float32 from `vector` (d,) and the mean update (d,) float64."""
+    def step(self, vector: Tensor, mean: Tensor, number: int = 1) -> Tensor:
+        """The next model (d,) float32 from `vector` (d,) and the mean update (d,) float64.
+
+        `number` is the round's, from 1: the schedule depends on nothing else.
+        """
         if self._vector is None or self._optimizer is None:
             self._vector = torch.nn.Parameter(vector.double())
             self._optimizer = self._make(self._vector)
         with torch.no_grad():
             self._vector.copy_(vector)
         self._vector.grad = -mean
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.rate(number)
         self._optimizer.step()
         return self._vector.detach().float()
+
+    def rate(self, number: int) -> float:
+        """The learning rate of round `number`, from 1.
+
+        >>> from fedattn.config import TrainConfig
+        >>> falling = ServerOptimizer(TrainConfig(rounds=4, server_schedule="linear"))
+        >>> [round(falling.rate(number), 2) for number in (1, 2, 3, 4)]
+        [1.0, 0.7, 0.4, 0.1]
+        """
+        full, rounds = self.config.server_learning_rate, self.config.rounds
+        if self.config.server_schedule == "constant" or rounds == 1:
+            return full
+        return full * (1 - (1 - _LAST) * (number - 1) / (rounds - 1))
 
     @property
     def moments(self) -> int:

@@ -54,3 +54,15 @@ def test_the_vector_it_is_given_is_where_it_moves_from():
     optimizer.step(torch.zeros(2), torch.ones(2).double())
     found = optimizer.step(torch.tensor([5.0, 6.0]), torch.ones(2).double())
     assert found.tolist() == [6.0, 7.0]
+
+
+def test_a_linear_schedule_hangs_on_the_round_alone():
+    keys = {"rounds": 5, "server_schedule": "linear", "server_learning_rate": 0.5}
+    optimizer, vector = ServerOptimizer(TrainConfig(**keys)), torch.zeros(7)
+    for number, mean in enumerate(MEANS, 1):
+        vector = optimizer.step(vector, torch.from_numpy(mean), number)
+    rates = 0.5 * (1 - 0.9 * np.arange(5) / 4)
+    close(vector.numpy(), (rates[:, None] * MEANS).sum(0))
+    late = ServerOptimizer(TrainConfig(**keys))  # as resumed, or after aborted rounds
+    moved = late.step(torch.zeros(7), torch.from_numpy(MEANS[0]), 5)
+    close(moved.numpy(), 0.05 * MEANS[0])

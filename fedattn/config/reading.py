@@ -61,7 +61,7 @@ def parse_config(text: str, overrides: Sequence[str] = (), *, where: str = "conf
     """The config in YAML `text`; `where` names it in errors."""
     raw = parse_mapping(text, where=where, example="configs/quickstart.yaml")
     for override in overrides:
-        _apply(raw, override)
+        apply_override(raw, override)
     return config_from_dict(raw, where=where)
 
 
@@ -103,7 +103,8 @@ def config_from_json(text: str) -> Config:
     return config_from_dict(raw)
 
 
-def _apply(raw: dict[str, Any], override: str) -> None:
+def apply_override(raw: dict[str, Any], override: str) -> None:
+    """Set the key that `a.b=c` names; ConfigError if it cannot be."""
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"--set {override}: must look like section.key=value")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal, Self, TypeAlias
 
-from pydantic import Field, PlainValidator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from fedattn.config.section import Count, Positive, Section, Share
 
@@ -52,7 +52,7 @@ class ModelConfig(Section):
     # all; bias_norm: biases, norms, attention bias; last_N: the last N decoder layers with the
     # output norm and bias; lora(R): rank-R changes of every linear layer (Hu et al. 2021) with
     # bias_norm; or name patterns, as of fnmatch. What is frozen costs no noise and no bytes.
-    trainable: Annotated[Trainable, PlainValidator(_trainable)] = "bias_norm"
+    trainable: Annotated[Trainable, BeforeValidator(_trainable)] = "bias_norm"
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:
@@ -82,6 +82,8 @@ class TrainConfig(Section):
     # What the server does with the decoded mean (a gradient, where a round is one step)
     server_optimizer: Literal["fedavg", "fedavgm", "fedadam"] = "fedavg"
     server_learning_rate: Positive = 1.0
+    # linear: from that rate in the first round to a tenth of it in the last one
+    server_schedule: Literal["constant", "linear"] = "constant"
     server_momentum: Share = 0.9  # of fedavgm; beta_1 of fedadam
     server_beta2: Share = 0.99  # of fedadam
     server_adaptivity: Positive = 1e-8  # tau of fedadam, added to the root of the second moment
