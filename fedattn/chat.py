@@ -1,38 +1,188 @@
-"""Talk to the model of a run."""
+"""Talk to a model in a terminal: replies as they are made, and commands that begin with `/`."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import contextlib
+import io
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final
 
 from rich.console import Console
+from rich.text import Text
 
-from fedattn.checkpoint import load_model
-from fedattn.errors import RunError
-from fedattn.generate import reply_to
-from fedattn.report import read_report
-from fedattn.tokens import Tokenizer
+from fedattn.attention_view.terminal import heat_line
+from fedattn.dialogue_generator import DialogueGenerator
+from fedattn.errors import ConfigError, TokenError
+from fedattn.growing import GrowingReply
+from fedattn.printable import printable
+from fedattn.sampling import GREEDY, Sampling
+
+HELP: Final = """\
+/why                     what the last reply attended to, averaged over layers and heads
+/reset                   forget the conversation
+/temperature T           0 is greedy; 1 is the model's own distribution
+/top-p P                 draw from the likeliest tokens that together hold P
+/repetition-penalty R    1 is none
+/max-tokens N            the longest reply
+/seed N                  repeatable replies; `/seed none` draws new ones
+/help                    this, and the settings as they are
+/quit                    end the chat, as an empty line or Ctrl-D does
+Ctrl-C stops the reply under way."""
 
 
-def chat(run_dir: Path, *, max_tokens: int) -> None:
-    """Read lines and answer each; RunError if the run did not finish."""
-    if not run_dir.is_dir():
-        raise RunError(f"{run_dir}: no such run; `fedattn simulate` prints where it is")
-    report = read_report(run_dir)
-    model = load_model(run_dir / report.model.file).eval()
-    tokenizer = Tokenizer(model.shape.vocab_size)
-    console, turns = Console(), []
-    for note in report.notes:
-        console.print(note, style="bold red", markup=False)
-    console.print("say something; an empty line ends the chat", style="dim")
-    while True:
+@dataclass(frozen=True)
+class Settings:
+    """How replies are made."""
+
+    sampling: Sampling = GREEDY
+    max_tokens: int = 40
+    seed: int | None = None
+
+    def __str__(self) -> str:
+        of = self.sampling
+        return (
+            f"temperature {of.temperature:g}, top-p {of.top_p:g}, repetition-penalty "
+            f"{of.repetition_penalty:g}, max-tokens {self.max_tokens}, seed "
+            f"{'none' if self.seed is None else self.seed}"
+        )
+
+
+class Chat:
+    """One conversation with `generator`, on `console`; `read` gives a person's next line."""
+
+    def __init__(
+        self,
+        generator: DialogueGenerator,
+        settings: Settings,
+        *,
+        console: Console,
+        read: Callable[[], str],
+    ) -> None:
+        self._generator, self._settings = generator, settings
+        self._console, self._read = console, read
+        self._turns: list[str] = []
+        self._last: GrowingReply | None = None  # to all turns but the last
+        self._replies = 0
+
+    def run(self) -> None:
+        """Answer line after line until an empty one, /quit, the end of input or Ctrl-C."""
+        for note in self._generator.notes:
+            self._say(note, "bold red")
+        self._say("say something; /help lists commands, an empty line ends the chat", "dim")
+        while True:
+            try:
+                line = self._read().strip()
+            except (EOFError, KeyboardInterrupt):
+                self._console.print()
+                return
+            name, _, value = line.partition(" ")
+            if name in ("", "/quit"):
+                return
+            if name.startswith("/"):
+                self._obey(name[1:], value.strip())
+            else:
+                self._answer(line)
+
+    def _answer(self, said: str) -> None:
+        of = self._settings
+        self._console.print(Text("it  ", style="bold"), end="")
+        growing = None
         try:
-            said = console.input("[bold]you[/] ").strip()
-        except (EOFError, KeyboardInterrupt):
+            growing = self._generator.stream(
+                [*self._turns, said],
+                temperature=of.sampling.temperature,
+                top_p=of.sampling.top_p,
+                repetition_penalty=of.sampling.repetition_penalty,
+                max_tokens=of.max_tokens,
+                seed=of.seed,
+                number=self._replies,
+            )
+            for piece in growing:
+                self._put(piece)
+            self._console.print()
+        except TokenError:
+            self._say("that is no text: it holds half a character; write it again", "yellow")
             return
-        if not said:
+        except KeyboardInterrupt:
+            self._say(" (stopped)", "dim")
+        if growing is None or not growing.text:
+            # without a reply there is no turn of the model's: what was said would be two in one
+            self._say("(no reply; that was not added to the conversation)", "dim")
             return
-        turns.append(said)
-        answer = reply_to(model, tokenizer, turns, max_tokens).text
-        turns.append(answer)
-        console.print("[bold]it [/]", end=" ")
-        console.print(answer, markup=False, highlight=False)
+        self._turns += [said, growing.text]
+        self._last, self._replies = growing, self._replies + 1
+
+    def _obey(self, name: str, value: str) -> None:
+        if name == "why":
+            self._why()
+        elif name == "reset":
+            self._turns, self._last, self._replies = [], None, 0
+            self._say("forgotten", "dim")
+        elif name == "help":
+            self._say(HELP, "dim")
+            self._say(f"now: {self._settings}", "dim")
+        elif name in _SETTINGS:
+            try:
+                self._settings = _SETTINGS[name](self._settings, value)
+            except ValueError:
+                self._say(f"/{name} needs a number; /help shows how", "yellow")
+            except ConfigError as error:
+                self._say(str(error), "yellow")
+            else:
+                self._say(f"now: {self._settings}", "dim")
+        else:
+            self._say(f"no such command: /{name}; /help lists them", "yellow")
+
+    def _why(self) -> None:
+        if self._last is None:
+            self._say("nothing was replied yet", "dim")
+            return
+        attention = self._generator.attention(self._turns[:-1], self._last)
+        self._console.print(heat_line(attention), soft_wrap=True)
+
+    def _say(self, text: str, style: str) -> None:
+        # a note or a command may hold text of others
+        lines = [printable(line) for line in text.split("\n")]
+        self._console.print(Text("\n".join(lines), style=style), soft_wrap=True)
+
+    def _put(self, piece: str) -> None:
+        self._console.print(Text(printable(piece)), end="", soft_wrap=True)
+        self._console.file.flush()
+
+
+def _with_seed(settings: Settings, value: str) -> Settings:
+    return replace(settings, seed=None if value == "none" else int(value))
+
+
+def _with_max_tokens(settings: Settings, value: str) -> Settings:
+    if (longest := int(value)) < 1:
+        raise ConfigError(f"max_tokens: {longest} must be at least 1")
+    return replace(settings, max_tokens=longest)
+
+
+def _with_sampling(field: str) -> Callable[[Settings, str], Settings]:
+    return lambda settings, value: replace(
+        settings, sampling=replace(settings.sampling, **{field: float(value)})
+    )
+
+
+_SETTINGS: Final[dict[str, Callable[[Settings, str], Settings]]] = {
+    "temperature": _with_sampling("temperature"),
+    "top-p": _with_sampling("top_p"),
+    "repetition-penalty": _with_sampling("repetition_penalty"),
+    "max-tokens": _with_max_tokens,
+    "seed": _with_seed,
+}
+
+
+def chat(generator: DialogueGenerator, settings: Settings) -> None:
+    """Chat on stdin and stdout, terminal or not."""
+    for stream in (sys.stdin, sys.stdout):
+        # what a stream cannot read or show becomes a sign, not the end of the chat
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  makes input() edit lines
+    Chat(generator, settings, console=Console(), read=lambda: input("you ")).run()

@@ -1,25 +1,28 @@
-"""The `fedattn` command. Heavy imports wait until a command needs them.
+"""The command line: every command is registered here and imports what it needs when it runs.
 
-Exit codes: 0 ok, 1 an audit finding, 2 bad input, 3 the budget stopped the run, 4 the run was
-aborted (no round could be released), 130 interrupted.
+cli_run.py         init, simulate, plan, audit
+cli_model.py       what is done with a run's model
+cli_data.py        conversations: inspect, clean
+cli_federation/    keys, approvals, start and run of a deployment
+
+Exit codes: 0 ok, 1 finding, 2 bad input, 3 budget stop, 4 aborted, 130 interrupted.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from fedattn import cli_model, cli_run
+from fedattn.cli_attention import attention
+from fedattn.cli_data import data_app
 from fedattn.cli_federation import federation_app
-from fedattn.errors import EXIT_BAD_INPUT, EXIT_FINDING, EXIT_INTERRUPTED, EXIT_OK, FedattnError
-
-if TYPE_CHECKING:
-    from fedattn.plan import Plan
-    from fedattn.simulate import Engine
+from fedattn.cli_pretrain import pretrain
+from fedattn.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, FedattnError
 
 # Locals in a traceback could hold private text.
 app = typer.Typer(
@@ -29,217 +32,23 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
-data_app = typer.Typer(
-    help="Look at conversations; nothing leaves this machine.", no_args_is_help=True
-)
 keys_app = typer.Typer(help="Make and show the server's signing key.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(keys_app, name="keys")
 app.add_typer(federation_app, name="federation")
-
-ConfigPath = Annotated[
-    Path, typer.Argument(help="A YAML config; see configs/.", show_default=False)
-]
-RunDir = Annotated[Path, typer.Argument(help="A run directory.", show_default=False)]
-Sets = Annotated[
-    list[str] | None, typer.Option("--set", help="Override one key: section.key=value. Repeatable.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-
-
-@app.command()
-def init(
-    path: Annotated[Path, typer.Argument(help="The config to write.")] = Path("fedattn.yaml"),
-    data: Annotated[str, typer.Option(help="Your conversations, one JSON object a line.")] = (
-        "conversations.jsonl"
-    ),
-) -> None:
-    """Write a commented config for your own conversations."""
-    from importlib.resources import files
-
-    from fedattn.errors import ConfigError
-
-    template = (files("fedattn") / "assets" / "init.yaml").read_text("utf-8")
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(template.replace("{{data}}", json.dumps(data)))
-    except FileExistsError:
-        raise ConfigError(f"{path}: exists; choose another path") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error.strerror})") from None
-    typer.echo(f"wrote {path}; look at your data with  fedattn data inspect {path}")
-
-
-@app.command()
-def simulate(
-    config: Annotated[
-        Path | None,
-        typer.Argument(help="A YAML config; see configs/. Not needed with --resume."),
-    ] = None,
-    overrides: Sets = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Run directory to make; never overwritten.")
-    ] = None,
-    resume: Annotated[
-        Path | None, typer.Option(help="Go on with the run in this directory after a kill.")
-    ] = None,
-    engine: Annotated[
-        str, typer.Option(help="embedded: this process; ray: Flower's Ray simulation.")
-    ] = "embedded",
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check and price, as `fedattn plan --no-probe`.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Train on one machine: all clients, secure aggregation, ledger, report.
-
-    Ctrl-C once ends after the round under way and writes model and report; twice aborts at once
-    with the ledger intact. A run that was killed goes on with  fedattn simulate --resume RUN_DIR
-    """
-    from fedattn.config import load_config
-    from fedattn.errors import ConfigError
-
-    if config is None and resume is None:
-        raise typer.BadParameter("give a CONFIG, or --resume RUN_DIR")
-    if resume is not None and (out is not None or dry_run):
-        raise ConfigError("--resume goes on in its own directory; drop --out and --dry-run")
-    chosen: Engine
-    if engine == "embedded":
-        chosen = "embedded"
-    elif engine == "ray":
-        chosen = "ray"
-    else:
-        raise ConfigError(f"--engine {engine}: must be embedded or ray")
-    if dry_run and config is not None:
-        from fedattn.plan import make_plan
-
-        _show_plan(
-            make_plan(load_config(config, overrides or []), is_probed=False), as_json=as_json
-        )
-        return
-    from fedattn import progress
-    from fedattn.simulate import new_run_dir, require_engine, resumed_config
-    from fedattn.simulate import simulate as run
-
-    if resume is not None:
-        loaded, run_dir = resumed_config(resume, config, overrides or []), resume
-        require_engine(chosen, loaded)
-    else:
-        assert config is not None
-        loaded = load_config(config, overrides or [])
-        require_engine(chosen, loaded)
-        run_dir = new_run_dir(loaded, out)
-    with progress.Live(loaded) as observer:
-        result = run(
-            loaded, run_dir, observer=observer, engine=chosen, is_resumed=resume is not None
-        )
-    if as_json:
-        typer.echo(json.dumps(result.to_json()))
-    else:
-        progress.print_result(result)
-    raise typer.Exit(result.exit_code)
-
-
-@app.command()
-def plan(
-    config: ConfigPath,
-    overrides: Sets = None,
-    epsilon: Annotated[
-        float | None,
-        typer.Option(help="Find the least noise that costs at most this over all rounds."),
-    ] = None,
-    against: Annotated[
-        str | None,
-        typer.Option(
-            help="Whom --epsilon is for: outsider, server, collusion or unmasked; "
-            "without it, each that has a budget.",
-        ),
-    ] = None,
-    no_probe: Annotated[
-        bool, typer.Option("--no-probe", help="Measure nothing; predict neither time nor memory.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Price a config: epsilon per adversary, sizes, margins, time. Trains nothing, reads no text.
-
-    What the config promises and cannot hold is refused, with the remedy.
-    """
-    from fedattn.config import ROWS, load_config
-    from fedattn.errors import ConfigError
-    from fedattn.plan import make_plan
-
-    row = next((each for each in ROWS if each == against), None)
-    if against is not None and row is None:
-        raise ConfigError(f"--against {against}: must be one of {', '.join(ROWS)}")
-    loaded = load_config(config, overrides or [])
-    made = make_plan(loaded, epsilon=epsilon, against=row, is_probed=not no_probe)
-    _show_plan(made, as_json=as_json)
-
-
-@app.command()
-def audit(
-    run: RunDir,
-    server_key: Annotated[
-        str | None, typer.Option(help="Pinned fingerprint of the server's key (64 hex digits).")
-    ] = None,
-    roster: Annotated[
-        Path | None, typer.Option(help="Pinned identity keys of the devices, one a line.")
-    ] = None,
-    authority: Annotated[
-        Path | None, typer.Option(help="Pinned certificate of the federation's authority (PEM).")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Check a run's ledger and report, recomputing every epsilon. Needs neither torch nor flwr."""
-    from fedattn.audit import audit as check
-    from fedattn.audit import audit_table
-
-    result = check(run, server_key=server_key, roster=roster, authority=authority)
-    if as_json:
-        typer.echo(json.dumps(result.to_json()))
-    else:
-        from rich.console import Console
-
-        Console().print(audit_table(result))
-    raise typer.Exit(EXIT_OK if result.ok else EXIT_FINDING)
-
-
-@app.command()
-def chat(
-    run: RunDir,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest reply, in tokens.")] = 40,
-) -> None:
-    """Talk to a run's model. An empty line or Ctrl-D ends the chat."""
-    from fedattn.chat import chat as talk
-
-    talk(run, max_tokens=max_tokens)
-
-
-@data_app.command("inspect")
-def data_inspect(
-    config: ConfigPath,
-    overrides: Sets = None,
-    skip_bad: Annotated[
-        bool, typer.Option(help="Leave bad lines out instead of stopping.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Count clients, conversations, examples and bytes, with quantiles."""
-    from fedattn.config import load_config
-    from fedattn.data.summary import inspect, quantile_table, share_table
-
-    data = load_config(config, overrides or []).data
-    summary = inspect(data, skip_bad=skip_bad or data.skip_bad)
-    if as_json:
-        from dataclasses import asdict
-
-        typer.echo(json.dumps(asdict(summary), default=str))
-        return
-    from rich.console import Console
-
-    console = Console()
-    console.print(share_table(summary))
-    console.print(quantile_table(summary))
+for command in (
+    cli_run.init,
+    cli_run.simulate,
+    cli_run.plan,
+    cli_run.audit,
+    cli_model.chat,
+    cli_model.generate,
+    cli_model.export,
+    cli_model.compress,
+    attention,
+    pretrain,
+):
+    app.command()(command)
 
 
 @keys_app.command("new")
@@ -259,17 +68,6 @@ def keys_show(path: Annotated[Path, typer.Argument(help="PEM file of a key.")]) 
     from fedattn.signing import SigningKey, fingerprint
 
     typer.echo(fingerprint(SigningKey.load(path).public_bytes))
-
-
-def _show_plan(made: Plan, *, as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(made.to_json()))
-        return
-    from rich.console import Console
-
-    from fedattn.plan.table import plan_table
-
-    Console().print(plan_table(made))
 
 
 def main() -> None:

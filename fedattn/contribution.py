@@ -13,13 +13,13 @@ from functools import lru_cache
 
 import torch
 
-from fedattn.checkpoint import model_sha256, start_model, write_vector
+from fedattn.checkpoint import Start, make_start, write_vector
 from fedattn.config import Config, DataConfig, ModelConfig
 from fedattn.data import data_stamp, load_partition
 from fedattn.kept_tokens import open_tokens
-from fedattn.model import AttentionGenerator, trainable_names
+from fedattn.model import trainable_names
 from fedattn.randomness import Randomness
-from fedattn.records import ENDS, Record, surviving, tokenize
+from fedattn.records import ENDS, Record, training_records
 from fedattn.start import Floats
 from fedattn.tokens import Tokenizer
 from fedattn.train import LocalResult, noise_only, train_locally
@@ -48,14 +48,13 @@ def contribute(
 
 
 @lru_cache(maxsize=4)
-def installed_start(config: ModelConfig, seed: int | None) -> tuple[AttentionGenerator, str]:
+def installed_start(config: ModelConfig, seed: int | None) -> Start:
     """The installed start model and its hash; one instance serves all devices of a process."""
-    model = start_model(config, seed=seed)
-    return model, model_sha256(model)
+    return make_start(config, seed=seed)
 
 
 def records(data: DataConfig, index: int, tokenizer: Tokenizer) -> Sequence[Record]:
-    """The conversations of client `index`, tokenised; possibly none.
+    """The conversations of client `index`, cleaned as `data.clean` says and tokenised; or none.
 
     Out of this simulation's token store, if it has one of `data`; else tokenised in this process.
     """
@@ -71,5 +70,4 @@ def _tokenized(
 ) -> tuple[Record, ...]:
     config = DataConfig.model_validate_json(config_json)
     dialogues = load_partition(config).train[index]
-    tokenizer, limit = Tokenizer(vocab_size), config.max_reply_bytes
-    return tuple(surviving(dialogues, lambda some: tokenize(some, tokenizer, limit)))
+    return tuple(training_records(dialogues, Tokenizer(vocab_size), config))

@@ -31,7 +31,7 @@ from fedattn.config import DataConfig, ModelConfig
 from fedattn.counters import Counter, CounterMemory
 from fedattn.device_ledger import DeviceLedger, LedgerState
 from fedattn.durable import write_durably
-from fedattn.errors import FedattnError, ProtocolError, RefusalError
+from fedattn.errors import ConfigError, FedattnError, ProtocolError, RefusalError
 from fedattn.instruction import Instruction
 from fedattn.own_keys import own_key
 from fedattn.policy import Policy, rules
@@ -186,7 +186,7 @@ class Device:
         """
         config = instruction.config
         rules.check(self.policy, instruction)
-        rules.check_round(instruction, start_dimension(config.model))
+        rules.check_round(instruction, _dimension(config))
         key = self.identity.public_bytes
         self._check_roster(instruction, key)
         rules.check_cohort(instruction)
@@ -265,6 +265,14 @@ def _roster(certificates: bytes, authority: bytes, second: datetime) -> dict[byt
     load_roster(pems, authority, at=second)
     members = [read_member(pem, authority, at=second) for pem in pems]
     return {each.public_key: each.serial for each in members if each.serial is not None}
+
+
+def _dimension(config: Config) -> int:
+    """d of the installed start model, or RefusalError if it has not what the config trains."""
+    try:
+        return start_dimension(config.model)
+    except ConfigError:
+        raise RefusalError("dimension", "trains what the model installed here has not") from None
 
 
 _version = lru_cache(version)  # (reads the package's metadata)

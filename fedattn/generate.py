@@ -1,4 +1,4 @@
-"""Replies and scores: greedy generation, bits per byte, what a reply attended to."""
+"""Replies and scores: generation, bits per byte, what a reply attended to."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 
 from fedattn.batches import IGNORED, Pair, Record, collate, pair
-from fedattn.decoding import Decoding
+from fedattn.growing import growing_reply
 from fedattn.model import Attention, AttentionGenerator
+from fedattn.sampling import GREEDY, Sampling
 from fedattn.tokens import Tokenizer
 
 
@@ -64,31 +65,29 @@ def reply_to(
 
 @torch.no_grad()
 def reply(
-    model: AttentionGenerator, tokenizer: Tokenizer, context: Sequence[int], *, max_tokens: int
+    model: AttentionGenerator,
+    tokenizer: Tokenizer,
+    context: Sequence[int],
+    *,
+    max_tokens: int,
+    sampling: Sampling = GREEDY,
+    seed: int | None = None,
 ) -> Reply:
-    """The greedy reply to `context` token ids, at most `max_tokens` long.
+    """The reply to `context` token ids, at most `max_tokens` long; greedy unless told.
 
     Special tokens other than <eos> are never generated, nor an <eos> before any text.
     """
+    growing = growing_reply(
+        model, tokenizer, context, max_tokens=max_tokens, sampling=sampling, seed=seed
+    )
+    for _ in growing:
+        pass
     device = next(model.parameters()).device
-    decoding = Decoding(
-        model, model.encode(torch.tensor([list(context)], device=device)), max_tokens
-    )
-    tokens = [tokenizer.bos]
-    barred = [tokenizer.pad, tokenizer.bos, tokenizer.me, tokenizer.you]
-    for step in range(max_tokens):
-        logits = decoding.step(torch.tensor(tokens[-1:], device=device))[0]
-        logits[barred] = -math.inf
-        if step == 0:
-            logits[tokenizer.eos] = -math.inf
-        best = int(logits.argmax())
-        if best == tokenizer.eos:
-            break
-        tokens.append(best)
     _, attention = model.attend(
-        torch.tensor([list(context)], device=device), torch.tensor([tokens], device=device)
+        torch.tensor([list(context)], device=device),
+        torch.tensor([[tokenizer.bos, *growing.ids]], device=device),
     )
-    return Reply(tokenizer.decode(tokens[1:]).strip(), tuple(tokens[1:]), attention)
+    return Reply(growing.text, growing.ids, attention)
 
 
 def choose_pairs(

@@ -29,7 +29,7 @@ from fedattn.data.chitchat import PACKAGE, chitchat_version
 from fedattn.data.packages import package_folder
 from fedattn.errors import FedattnError
 from fedattn.protocol import HELD_OUT_BYTES
-from fedattn.records import Record, surviving, tokenize
+from fedattn.records import Record, tokenize, training_records
 from fedattn.start import start_facts
 from fedattn.token_store import FlatRecords, TokenStore, map_tokens, private_folder
 from fedattn.tokens import Tokenizer
@@ -114,19 +114,20 @@ def _stored(config: DataConfig, vocab_size: int, folder: Path) -> KeptTokens | N
 def write_tokens(config: DataConfig, vocab_size: int, folder: Path) -> Path:
     """Tokenise all of `config`'s conversations into `folder`; a whole store there stays.
 
-    Raises what loading the source raises. Held-out conversations must all be tokenised, of the
-    others those that cannot are left out, as everywhere (`surviving`).
+    Raises what loading the source raises. Held-out conversations must all be tokenised, as they
+    are; the others are cleaned as `config.clean` says, and those that cannot be cleaned or
+    tokenised are left out, as everywhere (`training_records`).
     """
     key = _key(config.model_dump_json(), _stamp(config), vocab_size)
     path = folder / f"{key}.tokens"
     if map_tokens(path, key) is not None:
         return path
     made = load_partition(config)
-    tokenizer, limit = Tokenizer(vocab_size), config.max_reply_bytes
+    tokenizer = Tokenizer(vocab_size)
     flat = FlatRecords()
     for owned in made.train:
         for some in _chunks(owned):
-            flat.add(surviving(some, lambda few: tokenize(few, tokenizer, limit)))
+            flat.add(training_records(some, tokenizer, config))
         flat.end_part()
     for held_out in (made.validation, made.test):
         for some in _chunks(held_out):

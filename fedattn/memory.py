@@ -25,6 +25,7 @@ from typing import TypeVar
 import torch
 
 from fedattn.config import TrainConfig
+from fedattn.lora import LowRankLinear
 from fedattn.model import AttentionGenerator
 
 T = TypeVar("T")
@@ -72,27 +73,43 @@ def bytes_per_record(model: AttentionGenerator, clipping: str | None) -> int:
 
     clipping: how records are clipped, None if they are not. The factors count the float32 tensors
     that a layer keeps for its backward pass; tests/test_memory.py holds them against the allocator
-    [1.05 to 2.3 times what it gives out, on the CPU]. Weights, sums, noise and optimizer states
+    [1.05 to 2.3 times what it gives out,
+    on the CPU; up to 3.0 where it is few layers that are trained]. Weights, sums, noise and optimizer states
     are not in it: they do not grow with the batch.
     """
     shape = model.shape
     d, s, t = shape.d_model, shape.context_tokens, shape.reply_tokens
     vocabulary = model.embedding.num_embeddings
+    trained = [p for p in model.parameters() if p.requires_grad]
+    has_table = model.embedding.weight.requires_grad
     encoder = 16 * s * d + 2 * shape.heads * s * s
     decoder = 20 * t * d + 2 * s * d + 2 * shape.heads * (t * t + t * s)
-    has_matrices = model.embedding.weight.requires_grad
-    if clipping == "book_keeping" and has_matrices:  # gradients of layers' outputs are kept
-        encoder += 9 * s * d
-        decoder += 11 * t * d + 2 * s * d
-    floats = shape.encoder_layers * encoder + shape.decoder_layers * decoder
+    low = [each for each in model.modules() if isinstance(each, LowRankLinear)]
+    rank = low[0].lora_a.out_features if low else 0
+    encoder += 18 * s * rank
+    decoder += (24 * t + 6 * s) * rank
+    # a layer before the first trained parameter keeps nothing; hooks start at the embedding
+    floats, is_kept = 0, has_table or clipping == "hooks"
+    for layers, each, ends in (
+        (model.encoder, encoder, 9 * s * d),
+        (model.decoder, decoder, 11 * t * d + 2 * s * d),
+    ):
+        for layer in layers:
+            own = [p for p in layer.parameters() if p.requires_grad]
+            is_kept = is_kept or bool(own)
+            floats += each if is_kept else 0
+            if clipping == "book_keeping" and any(p.dim() == 2 for p in own):
+                floats += ends  # gradients of layers' outputs are kept
+        is_kept = is_kept or model.norm_memory.weight.requires_grad
     floats += 3 * t * vocabulary + 2 * (s + t) * d
-    if clipping == "book_keeping" and has_matrices:
-        floats += t * vocabulary
-        floats += sum(p.numel() for p in model.parameters() if p.requires_grad and p.dim() == 1)
+    if clipping == "book_keeping":
+        floats += t * vocabulary if has_table else 0
+        floats += sum(p.numel() for p in trained if p.dim() == 1)
     elif clipping is not None:
-        floats += sum(p.numel() for p in model.parameters() if p.requires_grad)
-        if has_matrices:  # a second one of the embedding, while it is made
+        floats += sum(p.numel() for p in trained)
+        if has_table:  # a second one of the embedding, while it is made
             floats += vocabulary * d
+    floats = max(floats, encoder, decoder)  # (a layer that keeps nothing takes it for a moment)
     return round(1.1 * _FLOAT * floats)  # (a tenth for masks and small tensors)
 
 

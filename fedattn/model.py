@@ -26,7 +26,8 @@ from fedattn.attention import (
     distance_buckets,
 )
 from fedattn.config import Architecture, Trainable
-from fedattn.parameters import NUM_BUCKETS, SPECIALS, is_trainable
+from fedattn.errors import ModelError
+from fedattn.parameters import NUM_BUCKETS, SPECIALS, trainable_shapes
 
 __all__ = [
     "MAX_DISTANCE",
@@ -210,15 +211,15 @@ class AttentionGenerator(nn.Module):
 
 
 def trainable_names(model: AttentionGenerator, which: Trainable) -> list[str]:
-    """Names of the parameters that training changes, in the model's own order.
+    """Names of the parameters that training changes (`parameters`), in the model's own order.
 
-    `all`, or `bias_norm`: every bias (the relative-position one included) and LayerNorm.
+    ConfigError if `which` does not fit the model's shape; ModelError if it lacks what `lora(R)`
+    trains, which `checkpoint.start_model` adds.
     """
-    return [
-        name
-        for name, parameter in model.named_parameters()
-        if is_trainable(name, parameter.dim(), which)
-    ]
+    names, own = trainable_shapes(model.shape, which), dict(model.named_parameters())
+    if any(name not in own or own[name].shape != size for name, size in names.items()):
+        raise ModelError(f"model.trainable: {which}: the model was not made for it by start_model")
+    return list(names)
 
 
 def count_parameters(model: nn.Module) -> int:

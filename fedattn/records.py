@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from fedattn.config import DataConfig
 from fedattn.data import Dialogue
+from fedattn.data.clean import prepared
 from fedattn.data.filters import is_example
 from fedattn.tokens import Tokenizer
 
@@ -37,9 +39,12 @@ class Pair(NamedTuple):
 
 
 def tokenize(
-    dialogues: Iterable[Dialogue], tokenizer: Tokenizer, max_reply_bytes: int
+    dialogues: Iterable[Dialogue], tokenizer: Tokenizer, max_reply_bytes: int, min_words: int = 0
 ) -> list[Record]:
-    """One record a dialogue, in order; a dialogue without a usable reply has empty `replies`."""
+    """One record a dialogue, in order; a dialogue without a usable reply has empty `replies`.
+
+    What a usable reply is, `is_example` says.
+    """
     dialogues = list(dialogues)
     texts = [turn.text for dialogue in dialogues for turn in dialogue.turns]
     ids = iter(tokenizer.encode_batch(texts))
@@ -53,11 +58,27 @@ def tokenize(
                 replies=tuple(
                     index
                     for index in range(1, len(dialogue.turns))
-                    if is_example(dialogue, index, max_reply_bytes)
+                    if is_example(dialogue, index, max_reply_bytes, min_words)
                 ),
             )
         )
     return records
+
+
+def training_records(
+    dialogues: Sequence[Dialogue], tokenizer: Tokenizer, config: DataConfig
+) -> list[Record]:
+    """The records that train, in order: cleaned as `config.clean` says, then tokenised.
+
+    At most one record a dialogue, from that dialogue alone: what cleaning leaves nothing of, and
+    what cannot be cleaned or tokenised, is absent (`surviving`). For what is held out: `tokenize`.
+    """
+
+    def cleaned(some: Sequence[Dialogue]) -> list[Record]:
+        kept = [made for made in (prepared(each, config) for each in some) if made is not None]
+        return tokenize(kept, tokenizer, config.max_reply_bytes, config.clean.min_reply_words)
+
+    return surviving(dialogues, cleaned)
 
 
 def surviving(
@@ -65,9 +86,9 @@ def surviving(
 ) -> list[Record]:
     """`tokenized(dialogues)`; if that raises, the records of those that do not raise alone.
 
-    One record that cannot be tokenised must not take the others with it: alone, it counts as
-    absent, which one record's guarantee covers. A panic in compiled code is no Exception; only
-    what asks the process to end goes through.
+    One record that cannot be cleaned or tokenised must not take the others with it: alone, it
+    counts as absent, which one record's guarantee covers. A panic in compiled code is no
+    Exception; only what asks the process to end goes through.
     """
     try:
         return tokenized(dialogues)

@@ -33,7 +33,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedattn.batches import IGNORED, Batch, Pair, Record, collate, pair
+from fedattn.augment import augmented
+from fedattn.batches import IGNORED, Batch, Pair, Record, collate
 from fedattn.checkpoint import read_vector, write_vector
 from fedattn.client_change import client_change as _client_change
 from fedattn.clipping import PrivateOptimizer, clipped_gradients
@@ -171,13 +172,20 @@ class _Steps(ABC):
         return torch.optim.SGD(parameters, lr=rate)
 
     def draw(self, record: Record) -> Example:
-        """`draws` of the record's examples, each uniformly."""
-        chosen = [
-            self.randomness.below(len(record.replies)) for _ in range(self.config.train.draws)
-        ]
+        """`draws` of the record's examples, each uniformly and changed by itself (augment.py)."""
+        train, randomness = self.config.train, self.randomness
+        chosen = [randomness.below(len(record.replies)) for _ in range(train.draws)]
         context_tokens = self.model.shape.context_tokens
         return tuple(
-            pair(record, record.replies[index], self.tokenizer, context_tokens) for index in chosen
+            augmented(
+                record,
+                record.replies[index],
+                self.tokenizer,
+                context_tokens,
+                train.augment,
+                randomness,
+            )
+            for index in chosen
         )
 
     def compute(self, examples: Sequence[Example]) -> None:

@@ -78,7 +78,7 @@ def run(config: Config, sigma: float, records: Sequence[Record], pairs: Sequence
         total = train_locally(model, tokenizer, records, config, randomness).delta
         noise = scale * torch.from_numpy(gaussian(len(vector), randomness)).float()
         mean = (total + noise) / config.train.expected_batch_size
-        vector = optimizer.step(vector, -mean.double())
+        vector = optimizer.step(vector, -mean.double(), step + 1)
     return {
         "d": len(vector),
         "sigma": round(sigma, 4),

@@ -47,6 +47,20 @@ def generator() -> Callable[..., Any]:
     return make
 
 
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory):
+    """The directory of a seeded run that ended well, with its loud note; not to be changed."""
+    from fedattn.simulate import simulate
+    from tests.federation import conversations, tiny, write
+
+    folder = tmp_path_factory.mktemp("finished")
+    data = write(folder / "data.jsonl", conversations())
+    run_dir = folder / "run"
+    run_dir.mkdir()
+    simulate(tiny(data, seed=1, train={"rounds": 1}), run_dir)
+    return run_dir
+
+
 @pytest.fixture
 def make_records() -> Callable[..., list[Any]]:
     """Makes records of random tokens; each has `replies` replies, one unless told."""

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import fedattn.contribution
+import fedattn.records
 import fedattn.train
 from fedattn.checkpoint import model_sha256, read_vector, released_sha256
 from fedattn.contribution import installed_start
@@ -382,7 +383,7 @@ def fail_to_tokenize(monkeypatch):
     def fail(*_):
         raise UnicodeEncodeError("utf-8", CANARY, 0, 1, CANARY)
 
-    monkeypatch.setattr(fedattn.contribution, "tokenize", fail)
+    monkeypatch.setattr(fedattn.records, "tokenize", fail)
 
 
 def fail_to_train(monkeypatch):
@@ -419,7 +420,7 @@ def test_a_conversation_that_cannot_be_tokenised_does_not_take_others_with_it(
     federate, monkeypatch
 ):
     federation = federate()
-    tokenizer, true_tokenize = Tokenizer(257), fedattn.contribution.tokenize
+    tokenizer, true_tokenize = Tokenizer(257), fedattn.records.tokenize
     own = load_partition(federation.config.data).train[0]
     assert len(own) > 2
     expected = true_tokenize(own[:1] + own[2:], tokenizer, 512)
@@ -429,7 +430,7 @@ def test_a_conversation_that_cannot_be_tokenised_does_not_take_others_with_it(
             raise RuntimeError(CANARY)
         return true_tokenize(dialogues, *rest)
 
-    monkeypatch.setattr(fedattn.contribution, "tokenize", fail)
+    monkeypatch.setattr(fedattn.records, "tokenize", fail)
     assert list(fedattn.contribution.records(*federation.device.data, tokenizer)) == expected
 
 
@@ -439,7 +440,7 @@ class Panic(BaseException):
 
 def test_a_conversation_on_which_the_tokenizer_panics_is_absent_alone(federate, monkeypatch):
     federation = federate()
-    tokenizer, true_tokenize = Tokenizer(257), fedattn.contribution.tokenize
+    tokenizer, true_tokenize = Tokenizer(257), fedattn.records.tokenize
     own = load_partition(federation.config.data).train[0]
     expected = true_tokenize(own[:1] + own[2:], tokenizer, 512)
 
@@ -449,7 +450,7 @@ def test_a_conversation_on_which_the_tokenizer_panics_is_absent_alone(federate, 
         return true_tokenize(dialogues, *rest)
 
     fedattn.contribution._tokenized.cache_clear()
-    monkeypatch.setattr(fedattn.contribution, "tokenize", panic)
+    monkeypatch.setattr(fedattn.records, "tokenize", panic)
     assert list(fedattn.contribution.records(*federation.device.data, tokenizer)) == expected
 
 

@@ -129,7 +129,7 @@ def test_a_conversation_that_cannot_be_tokenised_is_absent_alone(config, folder,
             raise Panic
         return tokenize(dialogues, *rest)
 
-    monkeypatch.setattr(kept_tokens, "tokenize", fail)
+    monkeypatch.setattr("fedattn.records.tokenize", fail)
     write_tokens(config.data, 260, folder)
     monkeypatch.setenv(VARIABLE, str(folder))
     del expected[0][1]

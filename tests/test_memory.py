@@ -16,8 +16,10 @@ import fedattn.train
 from fedattn.batches import Pair, collate
 from fedattn.clipping import clipped_gradients
 from fedattn.config import Architecture
+from fedattn.lora import add_low_rank
 from fedattn.memory import Rows, bytes_per_record, ceiling, in_halves, is_out_of_memory
 from fedattn.model import AttentionGenerator, trainable_names
+from fedattn.parameters import lora_rank
 from fedattn.randomness import Randomness
 from fedattn.tokens import Tokenizer
 from fedattn.train import record_losses, train_locally
@@ -295,6 +297,8 @@ def trained(which, **shape):
         "context_tokens": 32, "reply_tokens": 24, **shape,
     }  # fmt: skip
     model = AttentionGenerator(Architecture(**given)).train()
+    if rank := lora_rank(which):
+        add_low_rank(model, rank, "00" * 32)
     names = trainable_names(model, which)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names)
@@ -315,16 +319,17 @@ def peak_bytes(work):
     return most
 
 
-@pytest.mark.parametrize("which", ["all", "bias_norm"])
+SHAPES = [
+    {}, {"context_tokens": 160, "heads": 8}, {"vocab_size": 4096}, {"d_model": 160},
+    {"reply_tokens": 96, "encoder_layers": 1},
+]  # fmt: skip
+FORMS = ["last_1", "lora(2)", "lora(48)", ("decoder.1.feed.*",), ("encoder.*",)]
+TRAINED = [(which, shape) for which in ("all", "bias_norm") for shape in SHAPES]
+TRAINED += [(which, shape) for which in FORMS for shape in SHAPES[:2]]
+
+
 @pytest.mark.parametrize("clipping", ["book_keeping", "hooks", None])
-@pytest.mark.parametrize(
-    "shape",
-    [
-        {}, {"vocab_size": 4096}, {"d_model": 160}, {"context_tokens": 160, "heads": 8},
-        {"reply_tokens": 96, "encoder_layers": 1},
-    ],
-    ids=str,
-)  # fmt: skip
+@pytest.mark.parametrize(("which", "shape"), TRAINED, ids=str)
 def test_the_estimate_is_above_what_a_record_takes_and_not_far(which, clipping, shape):
     model = trained(which, **shape)
     tokenizer = Tokenizer(model.shape.vocab_size)
@@ -347,7 +352,7 @@ def test_the_estimate_is_above_what_a_record_takes_and_not_far(which, clipping, 
     taken = (peak_bytes(work(12)) - peak_bytes(work(4))) / 8
     estimate = bytes_per_record(model, clipping)
     print(f"estimate / taken: {estimate / taken:.2f}")  # pytest -rP
-    assert 1.0 <= estimate / taken <= 2.4
+    assert 1.0 <= estimate / taken <= (2.4 if which in ("all", "bias_norm") else 3.2)
 
 
 def test_the_ceiling_is_whatever_is_lower_and_at_least_one(make_config):

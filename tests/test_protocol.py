@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from fedattn.batches import Pair, tokenize
+from fedattn.checkpoint import start_model
 from fedattn.config import load_config
 from fedattn.data import Dialogue, Turn, load_partition
+from fedattn.flower.evaluation import Evaluation
 from fedattn.generate import choose_pairs
 from fedattn.protocol import (
     DATA,
@@ -113,3 +115,12 @@ def test_the_bigram_agrees_with_counting_by_hand():
     # after `a`: b, a, eos once each; so p(b|a) = (1 - 0.5)/3 + 0.5 * 3/3 * p(b), p(b) = 1/6
     bits = bigram.bits(np.array([a]), np.array([b]))
     assert 2.0**-bits == pytest.approx(0.5 / 3 + 0.5 / 6)
+
+
+def test_a_report_names_the_protocol_only_if_its_replies_are_those(held_out):
+    model = start_model(load_config("configs/quickstart.yaml", []).model)
+    config = load_config("configs/quickstart.yaml", [])
+    assert protocol_of(Evaluation(config, model).test) == PROTOCOL
+    for change in ("eval.examples=1499", "data.salt=other", "data.test_share=0.2"):
+        config = load_config("configs/quickstart.yaml", [change])
+        assert protocol_of(Evaluation(config, model).test) is None

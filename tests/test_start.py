@@ -20,7 +20,7 @@ from fedattn.checkpoint import (
 from fedattn.config import Architecture, ModelConfig
 from fedattn.errors import ModelError
 from fedattn.model import AttentionGenerator, count_parameters, trainable_names
-from fedattn.parameters import is_trainable, parameter_shapes, trainable_count
+from fedattn.parameters import parameter_shapes, trainable_count, trainable_shapes
 from fedattn.start import read_checkpoint, start_dimension, start_facts, vector_sha256
 from tests.conftest import SHAPE
 
@@ -40,7 +40,7 @@ def test_names_and_shapes_are_the_models_own_in_its_order(changes):
     assert trainable_count(shape, "all") == count_parameters(model)
 
 
-@pytest.mark.parametrize("which", ["all", "bias_norm"])
+@pytest.mark.parametrize("which", ["all", "bias_norm", "last_1", "lora(3)", ("norm_*", "*.feed.*")])
 def test_the_dimension_is_what_training_changes(which):
     model = ModelConfig(start="public", trainable=which)
     torchs = start_model(model)
@@ -51,8 +51,7 @@ def test_the_dimension_is_what_training_changes(which):
 
 
 def test_bias_norm_leaves_matrices_alone():
-    shapes = parameter_shapes(Architecture(**SHAPE))
-    chosen = {name for name, size in shapes.items() if is_trainable(name, len(size), "bias_norm")}
+    chosen = set(trainable_shapes(Architecture(**SHAPE), "bias_norm"))
     assert "encoder.0.attention.bias.weight" in chosen
     assert "norm_out.weight" in chosen
     assert not chosen & {"embedding.weight", "encoder.0.feed.up.weight"}

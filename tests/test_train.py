@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import fedattn.augment
 import fedattn.train
 from fedattn.batches import IGNORED, collate, pair
 from fedattn.checkpoint import read_vector, save_model
@@ -201,7 +202,7 @@ def test_each_reply_of_a_record_is_drawn_equally_often(make_records, run, monkey
         drawn.append(reply)
         return true_pair(record, reply, *rest)
 
-    monkeypatch.setattr(fedattn.train, "pair", spy)
+    monkeypatch.setattr(fedattn.augment, "pair", spy)
     monkeypatch.setattr(fedattn.train, "record_losses", lambda *_: 1 / 0)
     run(make_records(300, replies=3), privacy__sampling_rate=1.0, train__local_steps=4)
     counts = np.bincount(drawn, minlength=4)[1:]
@@ -418,7 +419,7 @@ def test_training_errors_of_the_project_are_no_way_out_either(run, make_records,
     def refuse(*_):
         raise FedattnError("canary")
 
-    monkeypatch.setattr(fedattn.train, "pair", refuse)
+    monkeypatch.setattr(fedattn.augment, "pair", refuse)
     assert torch.equal(run(make_records(4), privacy__sampling_rate=1.0), empty)
 
 
@@ -524,7 +525,7 @@ def test_a_client_s_record_that_cannot_be_read_makes_its_update_zero(
     def refuse(*_):
         raise FedattnError("canary")
 
-    monkeypatch.setattr(fedattn.train, "pair", refuse)
+    monkeypatch.setattr(fedattn.augment, "pair", refuse)
     assert not run(make_records(4), **CLIENT).any()
 
 
@@ -591,7 +592,7 @@ def test_a_client_draws_its_conversations_equally_often_and_each_reply_of_one(
         drawn.append((record is long, reply))
         return true_pair(record, reply, *rest)
 
-    monkeypatch.setattr(fedattn.train, "pair", spy)
+    monkeypatch.setattr(fedattn.augment, "pair", spy)
     run(
         [short, long],
         **{**CLIENT, "train__local_steps": 1, "train__expected_batch_size": 3000},

@@ -9,8 +9,10 @@ from typing import Any, cast
 
 import torch
 from opacus.grad_sample import GradSampleModule, register_grad_sampler
+from opacus.grad_sample.linear import compute_linear_grad_sample
 from torch import Tensor, nn
 
+from fedattn.lora import LowRankLinear
 from fedattn.model import AttentionGenerator, RelativePositionBias
 from fedattn.parameters import NUM_BUCKETS
 
@@ -23,6 +25,10 @@ def _bias_grad_sample(
     flat = backprops.flatten(2)  # (B, H, T * S)
     sums = flat.new_zeros(*flat.shape[:2], NUM_BUCKETS)
     return {layer.weight: sums.index_add_(2, activations[0].flatten(), flat).transpose(1, 2)}
+
+
+# (adds to W x + b what does not depend on W and b; its factors are linear layers themselves)
+register_grad_sampler(LowRankLinear)(compute_linear_grad_sample)
 
 
 class PerRecordGradients:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedattn.errors import ModelError
+from fedattn.lora import LowRankLinear
 from fedattn.model import RelativePositionBias
 from fedattn.parameters import NUM_BUCKETS
 
@@ -107,6 +108,7 @@ def _position_bias(
 
 RULES: Final[Mapping[type[nn.Module], Rule]] = {
     nn.Linear: _linear,
+    LowRankLinear: _linear,  # (adds to W x + b what does not depend on W and b)
     nn.LayerNorm: _layer_norm,
     nn.RMSNorm: _rms_norm,
     nn.Embedding: _embedding,

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from fedattn.config.section import Count, Positive, Section, Share
 
 Trainable: TypeAlias = str | tuple[str, ...]  # see ModelConfig
-_TRAINABLE = r"all|bias_norm|last_[1-9]\d?|lora\([1-9]\d{0,2}\)"
+_TRAINABLE = r"all|bias_norm|last_[1-9]\d?|(ffa_)?lora\([1-9]\d{0,2}\)"
 # Keys of `train` that are each device's own: they change its memory and time, not its privacy.
 LOCAL_KEYS = frozenset({"device", "threads", "clipping", "max_physical_batch", "max_batch_bytes"})
 
@@ -39,8 +39,8 @@ def _trainable(value: object) -> object:
     if isinstance(value, list | tuple) and value and all(isinstance(v, str) and v for v in value):
         return tuple(value)
     raise ValueError(
-        "must be `all`, `bias_norm`, `last_N` (decoder layers), `lora(R)` (R in 1..999), or a "
-        "list of parameter name patterns such as `decoder.1.*`"
+        "must be `all`, `bias_norm`, `last_N` (decoder layers), `lora(R)` or "
+        "`ffa_lora(R)` (R in 1..999), or a list of parameter name patterns such as `decoder.1.*`"
     )
 
 
@@ -50,8 +50,9 @@ class ModelConfig(Section):
     start: str = "public"  # `public` (shipped checkpoint), `random`, or a .safetensors path
     architecture: Architecture | None = None  # with `start: random` alone
     # all; bias_norm: biases, norms, attention bias; last_N: the last N decoder layers with the
-    # output norm and bias; lora(R): rank-R changes of every linear layer (Hu et al. 2021) with
-    # bias_norm; or name patterns, as of fnmatch. What is frozen costs no noise and no bytes.
+    # output norm and bias; lora(R): rank-R changes of every linear layer (Hu et al. 2021), or
+    # their factors B alone, ffa_lora(R) (Sun et al. 2024), with bias_norm; or name patterns, as
+    # of fnmatch. What is frozen costs no noise and no bytes.
     trainable: Annotated[Trainable, BeforeValidator(_trainable)] = "bias_norm"
 
     @model_validator(mode="after")

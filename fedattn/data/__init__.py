@@ -4,6 +4,9 @@ dialogue.py   Turn, Dialogue, Example
 chitchat.py   the default private corpus
 jsonl.py      import of a user's own conversations
 filters.py    which conversations and replies are kept, record by record
+clean.py      cleaning of training conversations, record by record: clean_text.py (tidying, junk),
+              clean_pii.py (masking), clean_language.py
+clean_file.py a file cleaned into another, before training; clean_duplicates.py: between records
 splits.py     owners, splits, silos, thinning, by salted hashes
 load.py       from a config to conversations
 partitions.py with their owners, read once a process

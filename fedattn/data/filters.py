@@ -17,7 +17,7 @@ _WORDS = 12  # shorter texts repeat words for good reason
 _COPY_BYTES = 32  # shorter turns ("yes", "how are you?") recur in honest conversations
 
 
-def keeps(dialogue: Dialogue, config: DataConfig) -> bool:
+def keeps(dialogue: Dialogue, config: DataConfig, min_words: int = 0) -> bool:
     """Whether the conversation is kept.
 
     It is if it has exactly two speakers, at least `min_turns` turns and at least one example.
@@ -26,31 +26,34 @@ def keeps(dialogue: Dialogue, config: DataConfig) -> bool:
         len(dialogue.speakers) == 2
         and len(dialogue.turns) >= config.min_turns
         and any(
-            is_example(dialogue, index, config.max_reply_bytes)
+            is_example(dialogue, index, config.max_reply_bytes, min_words)
             for index in range(1, len(dialogue.turns))
         )
     )
 
 
-def examples(dialogue: Dialogue, max_reply_bytes: int) -> list[Example]:
+def examples(dialogue: Dialogue, max_reply_bytes: int, min_words: int = 0) -> list[Example]:
     """The (context, reply) examples of one conversation, in order; see `is_example`."""
     return [
         Example(dialogue.turns[:index], dialogue.turns[index])
         for index in range(1, len(dialogue.turns))
-        if is_example(dialogue, index, max_reply_bytes)
+        if is_example(dialogue, index, max_reply_bytes, min_words)
     ]
 
 
-def is_example(dialogue: Dialogue, index: int, max_reply_bytes: int) -> bool:
+def is_example(dialogue: Dialogue, index: int, max_reply_bytes: int, min_words: int = 0) -> bool:
     """Whether turn `index` is a reply to learn from.
 
-    It is if a turn comes before it, it has at most `max_reply_bytes` bytes of UTF-8 and is no
+    It is if a turn comes before it, it has at most `max_reply_bytes` bytes of UTF-8 and at least
+    `min_words` words (`clean.min_reply_words`; 0 for what is held out) and is no
     degenerate repeat: of itself (`repeats_itself`), or word for word of an earlier turn
     of this conversation that has at least 32 bytes. What is no example stays context.
     """
     text = dialogue.turns[index].text
     size = len(text.encode())
     if index < 1 or size > max_reply_bytes or repeats_itself(text):
+        return False
+    if min_words and len(text.split()) < min_words:
         return False
     return size < _COPY_BYTES or all(text != turn.text for turn in dialogue.turns[:index])
 

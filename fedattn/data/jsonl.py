@@ -100,7 +100,7 @@ def parse_jsonl(content: bytes, *, path: str = "file") -> JsonlFile:
         if not line.strip():
             notes[Note.BLANK_LINE] += 1
             continue
-        record = _Line(number)
+        record = Line(number)
         dialogue = record.read(line)
         if record.id is not None and record.id in seen:
             record.add(Problem.DUPLICATE_ID, "id")
@@ -123,7 +123,7 @@ class _RepeatedKeyError(ValueError):
     pass
 
 
-class _Line:
+class Line:
     """One line on its way to a dialogue; problems gather in `findings`."""
 
     def __init__(self, number: int) -> None:
@@ -133,6 +133,7 @@ class _Line:
         self.notes: Counter[Note] = Counter()
 
     def add(self, problem: Problem, where: str = "", detail: str = "") -> None:
+        """Note a problem at `where`; `detail` is shown instead of the problem's own words."""
         self.findings.append(Finding(self.number, where, problem, detail))
 
     def read(self, line: bytes) -> Dialogue | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from fedattn.config import DataConfig
+from fedattn.config import CleanConfig, DataConfig
 from fedattn.data.chitchat import chitchat_version, load_chitchat
 from fedattn.data.dialogue import Dialogue
 from fedattn.data.filters import keeps
@@ -50,7 +50,10 @@ def read_source(config: DataConfig, *, skip_bad: bool = False) -> Source:
 
 
 def describe(config: DataConfig) -> str:
-    """The data set in one sentence, from the config alone: no private record is read."""
+    """The data set in one sentence, from the config alone: no private record is read.
+
+    Cleaning is by each record alone, so neighbours are of the data before it.
+    """
     source = chitchat_version() if config.path is None else "a JSONL file named by data.path"
     thinned = f"; {len(config.thin)} owners have lower rates" if config.thin else ""
     return (
@@ -59,4 +62,24 @@ def describe(config: DataConfig) -> str:
         f"turn; {config.test_share:.0%} of users held out for test and "
         f"{config.validation_share:.0%} for validation; training conversations kept at rate "
         f"{config.keep_rate:g}{thinned}; {config.clients} clients; salt {config.salt!r}"
+        f"{_cleaning(config.clean)}"
     )
+
+
+def _cleaning(rules: CleanConfig) -> str:
+    done = [
+        sentence
+        for is_on, sentence in (
+            (rules.junk, "turns without words left out"),
+            (rules.english, "conversations left out that are hardly English"),
+            (
+                rules.min_reply_words,
+                f"replies of fewer than {rules.min_reply_words} words kept as context alone",
+            ),
+            (rules.mask_pii, "emails, URLs, card-like and phone numbers masked"),
+        )
+        if is_on
+    ]
+    if not done:
+        return ""
+    return f"; training conversations, each by itself, cleaned on the device: {', '.join(done)}"

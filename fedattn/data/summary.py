@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fedattn.config import DataConfig
+from fedattn.data.clean import prepared
 from fedattn.data.dialogue import Dialogue
 from fedattn.data.filters import examples, keeps
 from fedattn.data.load import describe, read_source
@@ -34,7 +36,8 @@ class Summary:
     """A data set in numbers.
 
     `read` conversations came from the source and `kept` passed the filters; `skipped` lines were
-    refused and `notes` repaired, by reason. `shares` holds each client's training data, then
+    refused and `notes` repaired, by reason; `cleaned` counts what `data.clean` did to training
+    conversations. `shares` holds each client's training data as it trains, then
     `train` (their sum), `validation` and `test`. `quantiles` maps a quantity of the training data
     to its values at `LEVELS` (nearest rank); without data it has no values.
     """
@@ -45,6 +48,7 @@ class Summary:
     people: int
     skipped: dict[str, int]
     notes: dict[str, int]
+    cleaned: dict[str, int]
     shares: tuple[Share, ...]
     quantiles: dict[str, tuple[int, ...]]
 
@@ -55,12 +59,14 @@ def inspect(config: DataConfig, *, skip_bad: bool = False) -> Summary:
     kept = [dialogue for dialogue in source.dialogues if keeps(dialogue, config)]
     parts = partition(kept, config)
     limit = config.max_reply_bytes
-    replies = [_reply_bytes(part, limit) for part in parts.train]
+    owned, counts = _prepared(parts.train, config)
+    words = config.clean.min_reply_words
+    replies = [_reply_bytes(part, limit, words) for part in owned]
     clients = [
         _share(f"client {index + 1}", part, len(sizes))
-        for index, (part, sizes) in enumerate(zip(parts.train, replies, strict=True))
+        for index, (part, sizes) in enumerate(zip(owned, replies, strict=True))
     ]
-    trained = [dialogue for part in parts.train for dialogue in part]
+    trained = [dialogue for part in owned for dialogue in part]
     train = _share("train", trained, sum(map(len, replies)))
     held_out = [
         _share(name, part, len(_reply_bytes(part, limit)))
@@ -73,6 +79,7 @@ def inspect(config: DataConfig, *, skip_bad: bool = False) -> Summary:
         people=len({person for dialogue in kept for person in dialogue.people}),
         skipped={problem.name.lower(): count for problem, count in source.skipped.items()},
         notes={note.name.lower(): count for note, count in source.notes.items()},
+        cleaned=dict(sorted(counts.items())),
         shares=(*clients, train, *held_out),
         quantiles={
             "turns per conversation": _quantiles([len(each.turns) for each in trained]),
@@ -87,7 +94,7 @@ def share_table(summary: Summary) -> Table:
     from rich.table import Table
 
     title = f"{summary.kept:,} of {summary.read:,} conversations kept, {summary.people:,} people"
-    counts = {**summary.skipped, **summary.notes}
+    counts = {**summary.skipped, **summary.notes, **summary.cleaned}
     caption = ", ".join(f"{name}: {count:,}" for name, count in counts.items())
     table = Table(title=title, caption=caption or None)
     table.add_column("part")
@@ -118,12 +125,28 @@ def _share(name: str, dialogues: Sequence[Dialogue], examples: int) -> Share:
     return Share(name, len(dialogues), examples, size)
 
 
-def _reply_bytes(dialogues: Sequence[Dialogue], max_reply_bytes: int) -> list[int]:
+def _prepared(
+    train: Sequence[Sequence[Dialogue]], config: DataConfig
+) -> tuple[list[list[Dialogue]], Counter[str]]:
+    """Each client's conversations as they train, and what cleaning did, `left_out` among it."""
+    counts: Counter[str] = Counter()
+    owned = []
+    for part in train:
+        made = [prepared(dialogue, config, counts) for dialogue in part]
+        kept = [dialogue for dialogue in made if dialogue is not None]
+        counts["left_out"] += len(made) - len(kept)
+        owned.append(kept)
+    return owned, +counts
+
+
+def _reply_bytes(
+    dialogues: Sequence[Dialogue], max_reply_bytes: int, min_words: int = 0
+) -> list[int]:
     """The bytes of every example's reply."""
     return [
         len(item.reply.text.encode())
         for dialogue in dialogues
-        for item in examples(dialogue, max_reply_bytes)
+        for item in examples(dialogue, max_reply_bytes, min_words)
     ]
 
 

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from fedattn.checkpoint import (
-    model_sha256,
+    make_start,
     read_vector,
     released_sha256,
-    start_model,
     write_vector,
 )
 from fedattn.config import Config
@@ -27,8 +26,7 @@ class HeldModel:
     """The current model of the run in `run_dir`: its own, not the one that devices installed."""
 
     def __init__(self, config: Config, run_dir: Path) -> None:
-        self.model = start_model(config.model, seed=config.seed)
-        self.start_sha256 = model_sha256(self.model)
+        self.model, self.start_sha256 = make_start(config.model, seed=config.seed)
         self._names = trainable_names(self.model, config.model.trainable)
         self.vector = read_vector(self.model, self._names)  # (d,) float32, what training changes
         self._optimizer = ServerOptimizer(config.train)
@@ -50,14 +48,16 @@ class HeldModel:
         rounds = self._config.train.rounds
         self._checkpoints.reserve(self.dimension, self._optimizer.moments, rounds)
 
-    def next(self, mean: Floats, curve: Sequence[dict[str, float]]) -> tuple[str, Tensor]:
-        """The model that a round's mean (d,) makes of this one: its name and vector, on disk.
+    def next(
+        self, mean: Floats, number: int, curve: Sequence[dict[str, float]]
+    ) -> tuple[str, Tensor]:
+        """The model that the mean (d,) of round `number` makes: its name and vector, on disk.
 
         `curve` is kept beside it. The current model stays what it is until `take`.
         """
         if self._config.is_one_step:
             mean = -mean  # a mean gradient: the model moves against it
-        vector = self._optimizer.step(self.vector, torch.from_numpy(mean))
+        vector = self._optimizer.step(self.vector, torch.from_numpy(mean), number)
         name = released_sha256(self.start_sha256, vector)
         self._checkpoints.save(name, Checkpoint(vector, self._optimizer.state, tuple(curve)))
         return name, vector

@@ -22,7 +22,7 @@ from fedattn.flower import record
 from fedattn.flower.cohorts import Cohorts
 from fedattn.flower.enrolment import Member, enrol, introduce
 from fedattn.flower.held_model import HeldModel
-from fedattn.flower.observer import Observer, RoundSummary
+from fedattn.flower.observer import Observer, summarize
 from fedattn.flower.record import Terms
 from fedattn.flower.results import Results
 from fedattn.flower.resuming import (
@@ -36,7 +36,7 @@ from fedattn.instruction import Instruction
 from fedattn.ledger import Ledger, LedgerEntry
 from fedattn.plan.promises import check_promises
 from fedattn.privacy.events import Event, round_event
-from fedattn.privacy.rows import passed_budgets, row_spend
+from fedattn.privacy.rows import passed_budgets
 from fedattn.randomness import Randomness
 from fedattn.report import LEDGER_FILE, REPORT_FILE
 from fedattn.resumption import Standing, require_resumable
@@ -175,12 +175,15 @@ class Training:
             self.cohorts.contacted(cohort)
             result = self._round(cohort, number)
             bpb = None if result is None else self.results.measure(number)
+            survivors = None if result is None else len(result.survivors)
             self.observer.round_ended(
-                RoundSummary(
-                    round=number,
-                    is_released=result is not None,
-                    survivors=0 if result is None else len(result.survivors),
-                    epsilon=row_spend(self.config, self.events, "outsider").epsilon,
+                summarize(
+                    self.config,
+                    self.held.dimension,
+                    self.events,
+                    number,
+                    cohort=len(cohort),
+                    survivors=survivors,
                     validation_bpb=bpb,
                 )
             )
@@ -241,7 +244,7 @@ class Training:
         self, instruction: Instruction, intent: LedgerEntry, result: RoundResult, mean: Floats
     ) -> None:
         """Bring the new model to disk, then name it in the ledger, then forget the one before."""
-        name, vector = self.held.next(mean, self.results.validation)
+        name, vector = self.held.next(mean, instruction.round, self.results.validation)
         salts = self.randomness.child("commitments", str(instruction.round))
         self.ledger.append("release", record.release(instruction, intent, result, name, salts))
         self.held.take(vector)

@@ -190,6 +190,7 @@ app_hashes: {app_hashes}  # sha256 of the app bundles that may run here; none: n
 data:
   path: {path}  # your conversations, one a line; the ledger of what they spent lies beside it
   skip_bad: false  # true: leave lines with problems out (else a bad line makes noise of all)
+  # clean: {{junk: true, mask_pii: true}}  # before they train, on this device (docs/data.md)
 
 limits:
   # unit/noise. Not listed: */server, where the server sees sums without noise.

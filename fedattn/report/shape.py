@@ -183,6 +183,7 @@ class Quality(Section):
     bpb_after: Number | None = None
     examples: Count = 0
     bytes: Count = 0
+    protocol: str | None = None  # the frozen test protocol (protocol.py), if these are its replies
     validation: list[RoundQuality] = []
 
 

@@ -19,7 +19,7 @@ from fedattn.flower.progress_file import (
 )
 from fedattn.flower.server_app import _alone
 
-SUMMARY = RoundSummary(1, True, 4, 1.5, None)
+SUMMARY = RoundSummary(1, True, 5, 4, {"outsider": 1.5, "server": float("inf")}, None, None)
 
 
 class Told:
