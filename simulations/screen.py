@@ -2,9 +2,10 @@
 
     python simulations/screen.py JOBS.jsonl --out runs/screen.jsonl
 
-A job is a line {"name", "set": [overrides of configs/cross_silo.yaml], "epsilon"}. It takes the
-steps that eight silos would take together (docs/utility.md: equal within 0.05 %), with the noise
-that their shares add up to, from the operating system. It stands for a run to choose what to run;
+A job is a line {"name", "set": [overrides of configs/cross_silo.yaml], "epsilon", "noise"}. It
+takes the steps that eight silos would take together (docs/utility.md: equal within 0.05 %), with
+the noise that their shares add up to or, with "noise": "local", that of each of them in full (one
+local SGD step a round), from the operating system. It stands for a run to choose what to run;
 it makes no report, and what it prints of private data is validation bpb. Test is never read.
 """
 
@@ -29,10 +30,11 @@ from fedattn.mechanism import threshold_of
 from fedattn.model import trainable_names
 from fedattn.noise import gaussian
 from fedattn.privacy.calibration import calibrate
-from fedattn.protocol import HELD_OUT_BYTES
+from fedattn.protocol import HELD_OUT_BYTES, SHAPE
 from fedattn.randomness import Randomness
-from fedattn.records import Pair, Record
+from fedattn.records import Pair, Record, training_records
 from fedattn.server_optimizer import ServerOptimizer
+from fedattn.start import start_facts
 from fedattn.tokens import Tokenizer
 from fedattn.train import train_locally
 
@@ -57,13 +59,15 @@ def load_job(job: dict) -> tuple[Config, float]:
     model = start_model(config.model)
     dimension = len(read_vector(model, trainable_names(model, config.model.trainable)))
     made = calibrate(config, dimension, epsilon, ["outsider"])
-    return config, made.privacy.noise_multiplier * shares_factor(silos)
+    n = silos.data.clients
+    factor = math.sqrt(n) if job.get("noise") == "local" else shares_factor(silos)
+    return config, made.privacy.noise_multiplier * factor
 
 
 def run(config: Config, sigma: float, records: Sequence[Record], pairs: Sequence[Pair]) -> dict:
     """Train; validation bpb by step, and how the last sum compares with its noise."""
     torch.set_num_threads(config.train.threads or 1)
-    tokenizer, model = Tokenizer(4096), start_model(config.model)
+    tokenizer, model = Tokenizer(SHAPE.vocab_size), start_model(config.model)
     names = trainable_names(model, config.model.trainable)
     vector, optimizer = read_vector(model, names), ServerOptimizer(config.train)
     randomness, began, curve = Randomness.from_os(), time.monotonic(), []
@@ -97,16 +101,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     done = set()
     if given.out.exists():
         done = {json.loads(line)["job"] for line in given.out.read_text().splitlines()}
-    data = load_partition(load_config(CONFIG, list(POOLED)).data)
-    tokenizer = Tokenizer(4096)
-    records = tokenize(data.train[0], tokenizer, 512)
+    given_data = load_config(CONFIG, list(POOLED)).data
+    data, tokenizer = load_partition(given_data), Tokenizer(SHAPE.vocab_size)
+    records = training_records(data.train[0], tokenizer, given_data)
     held_out = tokenize(data.validation, tokenizer, HELD_OUT_BYTES)
-    pairs = choose_pairs(held_out, tokenizer, 64, VALIDATION, "validation")
+    pairs = choose_pairs(held_out, tokenizer, SHAPE.context_tokens, VALIDATION, "validation")
     for line in given.jobs.read_text().splitlines():
         if not line or line.startswith("#") or line in done:
             continue
         job = json.loads(line)
-        result = {"name": job["name"], "job": line, **run(*load_job(job), records, pairs)}
+        config, sigma = load_job(job)
+        shape = start_facts(config.model).architecture
+        if config.data != given_data or shape.vocab_size != SHAPE.vocab_size:
+            sys.exit(f"{job['name']}: data and vocabulary are {CONFIG.name}'s; drop the override")
+        result = {"name": job["name"], "job": line, **run(config, sigma, records, pairs)}
         with given.out.open("a") as file:
             file.write(json.dumps(result) + "\n")
         shown = {key: value for key, value in result.items() if key != "job"}

@@ -1,6 +1,11 @@
 """What the modes and their margins cost in utility: the tables of docs/utility.md.
 
-    python simulations/study.py modes twins margins --repeats 3 --jobs 2 --out runs/study
+    python simulations/study.py shipped epsilons quality --repeats 3 --jobs 2 --out runs/study
+
+shipped    the configs as they are, central DP-SGD at equal noise, and no privacy at all
+epsilons   the same recipes at epsilon 2 and 4
+quality    cleaning and augmentation
+modes      all six modes at epsilon 8 against an outsider; twins, margins, hypothetical: see each
 
 Every job is one `fedattn simulate --json` with noise from the operating system; a job whose
 result is there already is not run again. Noise is calibrated by the same code as `fedattn plan`.
@@ -20,13 +25,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedattn.checkpoint import read_vector, start_model
 from fedattn.config import Config, Row, load_config
 from fedattn.mechanism import Mechanism, threshold_of
-from fedattn.model import trainable_names
 from fedattn.privacy.calibration import calibrate
 from fedattn.privacy.events import round_event
 from fedattn.privacy.rows import row_spend
+from fedattn.start import start_dimension
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 EPSILON = 8.0
@@ -66,8 +70,50 @@ class Job:
 
 def dimension_of(config: Config) -> int:
     """d: trainable parameters."""
-    model = start_model(config.model, seed=config.seed)
-    return len(read_vector(model, trainable_names(model, config.model.trainable)))
+    return start_dimension(config.model)
+
+
+def shipped() -> list[Job]:
+    """Three configs as shipped; for silos the pooled step with their noise, and without any."""
+    silo = Job("shipped", "cross_silo", "cross_silo.yaml")
+    noise = ("privacy.noise=server", "privacy.epsilon_budget={outsider: 20.0}")
+    sigma = f"privacy.noise_multiplier={_summed_sigma(silo.load())!r}"
+    return [
+        Job("shipped", "quickstart", "quickstart.yaml"),
+        silo,
+        Job("shipped", "cross_device", "cross_device.yaml"),
+        silo.but("central DP-SGD, the noise of cross_silo", *noise, sigma, *POOLED),
+        Job("shipped", "central, no privacy", "central.yaml"),
+    ]
+
+
+def epsilons() -> list[Job]:
+    """The recipes of the shipped configs with the noise that epsilon 2 and 4 take."""
+    found: list[Job] = []
+    rows: tuple[tuple[str, Row], ...] = (
+        ("quickstart", "outsider"),
+        ("cross_silo", "collusion"),
+        ("cross_device", "outsider"),
+    )
+    for name, row in rows:
+        job = Job("epsilons", name, f"{name}.yaml")
+        for epsilon in (2.0, 4.0):
+            named = job.but(f"{name}, epsilon {epsilon:g} against {row}")
+            found.append(named.meeting(epsilon, row))
+    return found
+
+
+def quality() -> list[Job]:
+    """Cleaning and augmentation on the quickstart."""
+    job = Job("quality", "quickstart", "quickstart.yaml")
+    every = ("junk=true", "english=true", "min_reply_words=3", "mask_pii=true")
+    return [
+        job,
+        job.but("all cleaning", *(f"data.clean.{each}" for each in every)),
+        job.but("augment.turn_drop 0.2", "train.augment.turn_drop=0.2"),
+        job.but("augment.truncate 0.3", "train.augment.truncate=0.3"),
+        job.but("augment.paraphrase 0.2", "train.augment.paraphrase=0.2"),
+    ]
 
 
 def modes() -> list[Job]:
@@ -91,12 +137,7 @@ def twins() -> list[Job]:
     for unit, name in (("conversation", "cross_silo.yaml"), ("client", "cross_device.yaml")):
         job = Job("twins", f"{unit}/distributed", name).meeting(EPSILON, "outsider")
         config = job.load()
-        mechanism = Mechanism(config, dimension_of(config))
-        n = config.data.clients
-        total = (  # of the released sum, if nobody drops out
-            mechanism.released_variance if mechanism.is_sampled else n * mechanism.share_variance(n)
-        )
-        sigma = math.sqrt(total) / mechanism.clip
+        sigma = _summed_sigma(config)
         equal = (
             "privacy.noise=server",
             f"privacy.noise_multiplier={sigma!r}",
@@ -131,6 +172,13 @@ def hypothetical() -> list[Job]:
     return [Job("hypothetical", "cross_device_hypothetical", "cross_device_hypothetical.yaml")]
 
 
+def _summed_sigma(config: Config) -> float:
+    """The noise multiplier of the released sum, if nobody drops out."""
+    mechanism, n = Mechanism(config, dimension_of(config)), config.data.clients
+    total = mechanism.released_variance if mechanism.is_sampled else n * mechanism.share_variance(n)
+    return math.sqrt(total) / mechanism.clip
+
+
 def _renyi_sigma(config: Config, dimension: int) -> float:
     """The noise multiplier whose Skellam sum, all of it counted, costs EPSILON."""
     low, high = 0.2, 5.0
@@ -147,7 +195,15 @@ def _renyi_sigma(config: Config, dimension: int) -> float:
     return high
 
 
-STUDIES = {"modes": modes, "twins": twins, "margins": margins, "hypothetical": hypothetical}
+STUDIES = {
+    "shipped": shipped,
+    "epsilons": epsilons,
+    "quality": quality,
+    "modes": modes,
+    "twins": twins,
+    "margins": margins,
+    "hypothetical": hypothetical,
+}
 
 
 def run(job: Job, number: int, out: Path, threads: int) -> dict:
