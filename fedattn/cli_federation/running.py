@@ -40,6 +40,13 @@ def run(
     out: Annotated[
         Path | None, typer.Option(help="Run directory to make, else one in runs/ of the folder.")
     ] = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(help="tensorboard, wandb (offline) or wandb-online. Repeatable."),
+    ] = None,
+    track_dir: Annotated[
+        Path | None, typer.Option(help="Where trackers write, else tracking/ of the folder.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train with the devices that are connected; exit codes as `fedattn simulate`."""
@@ -54,10 +61,18 @@ def run(
     from fedattn.config import load_config
     from fedattn.flower import deployment
     from fedattn.simulate import Simulation
+    from fedattn.tracking import require_trackers, tracking
 
+    require_trackers(track or ())
     sets = overrides or []
-    with progress.Live(load_config(config, sets)) as observer:
+    loaded = load_config(config, sets)
+    target = (track_dir or folder / "tracking") / f"{loaded.name}-{now():%Y%m%d-%H%M%S}"
+    with (
+        progress.Live(loaded) as shown,
+        tracking(shown, track or (), target, loaded) as observer,
+    ):
         done = deployment.run(folder, config, sets, resume=resume, run_dir=out, observer=observer)
+        observer.finished(done.report)
     result = Simulation(done.run_dir, done.report, done.server_fingerprint, done.wall_s)
     if as_json:
         typer.echo(json.dumps(result.to_json()))
