@@ -9,8 +9,7 @@ from typing import Any
 
 from fedattn.data.contexts import Context
 from fedattn.dialogue_generator import DialogueGenerator, Numbered
-from fedattn.durable import write_durably
-from fedattn.errors import RunError
+from fedattn.durable import write_new
 from fedattn.sampling import Sampling
 
 
@@ -51,15 +50,9 @@ def answer(
     return [made[place] for place in range(len(contexts))]
 
 
-def require_new(path: Path) -> None:
-    """RunError unless `path` is free and can be made."""
-    if path.exists() or path.is_symlink():
-        raise RunError(f"{path}: exists and is not overwritten; choose another --out")
-    if not path.parent.is_dir():
-        raise RunError(f"{path.parent}: no such directory; make it or choose another --out")
-
-
 def write_answers(path: Path, answers: Sequence[dict[str, Any]]) -> None:
-    """Write one ASCII line of JSON for each; whole or not at all. RunError if `path` is there."""
-    require_new(path)
-    write_durably(path, "".join(json.dumps(each) + "\n" for each in answers).encode())
+    """Write one ASCII line of JSON for each to the new file `path`: as `write_new`.
+
+    Replies follow from conversations, so the file is its owner's alone.
+    """
+    write_new(path, "".join(json.dumps(each) + "\n" for each in answers).encode())

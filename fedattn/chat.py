@@ -14,8 +14,8 @@ from rich.text import Text
 
 from fedattn.attention_view.terminal import heat_line
 from fedattn.dialogue_generator import DialogueGenerator
-from fedattn.errors import ConfigError, TokenError
-from fedattn.growing import GrowingReply
+from fedattn.errors import ConfigError, DataError
+from fedattn.growing import GrowingReply, require_length
 from fedattn.printable import printable
 from fedattn.sampling import GREEDY, Sampling
 
@@ -34,11 +34,14 @@ Ctrl-C stops the reply under way."""
 
 @dataclass(frozen=True)
 class Settings:
-    """How replies are made."""
+    """How replies are made; ConfigError if one could not have a token, or more than LONGEST."""
 
     sampling: Sampling = GREEDY
     max_tokens: int = 40
     seed: int | None = None
+
+    def __post_init__(self) -> None:
+        require_length(self.max_tokens, least=1)
 
     def __str__(self) -> str:
         of = self.sampling
@@ -102,7 +105,7 @@ class Chat:
             for piece in growing:
                 self._put(piece)
             self._console.print()
-        except TokenError:
+        except DataError:
             self._say("that is no text: it holds half a character; write it again", "yellow")
             return
         except KeyboardInterrupt:
@@ -157,9 +160,7 @@ def _with_seed(settings: Settings, value: str) -> Settings:
 
 
 def _with_max_tokens(settings: Settings, value: str) -> Settings:
-    if (longest := int(value)) < 1:
-        raise ConfigError(f"max_tokens: {longest} must be at least 1")
-    return replace(settings, max_tokens=longest)
+    return replace(settings, max_tokens=int(value))
 
 
 def _with_sampling(field: str) -> Callable[[Settings, str], Settings]:

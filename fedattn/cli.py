@@ -23,6 +23,7 @@ from fedattn.cli_data import data_app
 from fedattn.cli_federation import federation_app
 from fedattn.cli_pretrain import pretrain
 from fedattn.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, FedattnError
+from fedattn.printable import printable
 
 # Locals in a traceback could hold private text.
 app = typer.Typer(
@@ -78,13 +79,15 @@ def main() -> None:
     try:
         sys.exit(app(standalone_mode=False))
     except FedattnError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        # a key or name that it quotes may come from a file of others; its lines are our own
+        lines = map(printable, str(error).split("\n"))
+        print(f"{type(error).__name__}: " + "\n".join(lines), file=sys.stderr)
         sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(EXIT_BAD_INPUT)
     except (KeyboardInterrupt, click.Abort):
-        print("interrupted; the ledger is intact", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
 
 

@@ -90,14 +90,21 @@ def data_clean(
 
     Do it before you share a guarantee: what it is about is one conversation of the OUTPUT.
     """
-    from fedattn.config import CleanConfig
+    from fedattn.config import CleanConfig, validated
     from fedattn.data.clean_file import CleanOptions, clean_file, clean_table
 
     options = CleanOptions(
-        rules=CleanConfig(
-            junk=junk, english=english, mask_pii=mask_pii, min_reply_words=min_reply_words
+        rules=validated(
+            CleanConfig,
+            {
+                "junk": junk,
+                "english": english,
+                "mask_pii": mask_pii,
+                "min_reply_words": min_reply_words,
+                "region": region,
+            },
+            where="fedattn data clean",
         ),
-        region=region,
         is_deduplicated=is_deduplicated,
         near=near,
         min_turns=min_turns,

@@ -28,9 +28,11 @@ Temperature = Annotated[
 ]
 TopP = Annotated[float, typer.Option(help="Draw from the likeliest tokens that hold this share.")]
 RepetitionPenalty = Annotated[
-    float, typer.Option(min=1.0, help="Above 1: the reply's own tokens come less often again.")
+    float,
+    typer.Option(min=1.0, max=100.0, help="Above 1: the reply's own tokens come less often again."),
 ]
-MaxTokens = Annotated[int, typer.Option(min=1, help="Longest reply, in tokens.")]
+# (the bound is growing.LONGEST, whose module imports torch)
+MaxTokens = Annotated[int, typer.Option(min=1, max=4096, help="Longest reply, in tokens.")]
 Seed = Annotated[int | None, typer.Option(help="Repeatable replies; without it, new ones.")]
 
 
@@ -76,13 +78,14 @@ def generate(
     ] = False,
 ) -> None:
     """Reply to every conversation of a file. The reply is what comes after the last turn."""
-    from fedattn.answers import answer, require_new, write_answers
+    from fedattn.answers import answer, write_answers
     from fedattn.data.contexts import read_contexts
     from fedattn.dialogue_generator import load
+    from fedattn.durable import require_new
     from fedattn.sampling import Sampling
 
     sampling = Sampling(temperature, top_p, repetition_penalty)
-    require_new(out)
+    require_new(out, "--out")
     read = read_contexts(source)
     contexts = read.accepted(skip_bad=skip_bad)
     generator = load(run)
@@ -136,6 +139,8 @@ def compress(
     found = find_model(run)
     _warn(found.notes)
     made = write(found, out, share=prune, is_int8=int8, examples=examples)
+    if made.after.file_bytes >= made.before.file_bytes:
+        _warn(["the file did not get smaller: which weights are 0 takes a bit each; prune more"])
     if as_json:
         typer.echo(json.dumps(asdict(made)))
         return

@@ -70,8 +70,9 @@ def compress(
     pairs = validation_pairs(found, examples)
     smaller = copy.deepcopy(found.model)
     prune(smaller, share)
+    percent = f"{100 * share:.6g}"
     changes = [
-        *([f"pruned: the {share:.0%} smallest weights of all matrices are 0"] if share else ()),
+        *([f"pruned: the {percent}% smallest weights of all matrices are 0"] if share else ()),
         *(["matrices rounded to 8-bit integers, one scale a row"] if is_int8 else ()),
         POST_PROCESSING,
     ]

@@ -193,6 +193,7 @@ class Device:
         if instruction.start_sha256 != self._start_sha256(config):
             raise RefusalError("start_model", "is not the one installed here")
         rules.check_mechanism(instruction)
+        rules.check_cleaning(self.data[0])
         # Priced before others must wait, and remembered: below it takes no time.
         rules.check_spend(self.policy, instruction, self.ledger.read().spent)
         with self.ledger.locked() as ledger:
@@ -218,15 +219,16 @@ class Device:
     def train(self, instruction: Instruction, vector: npt.ArrayLike) -> LocalResult:
         """Record the spend, then train on this device's conversations from `vector` (d,).
 
-        RefusalError, before data is read, for a GPU that is not there, for other weights than the
-        instruction names, for one that was not accepted or was trained before, and for what has
-        been spent since.
+        RefusalError, before data is read, for a GPU or a package that is not there, for other
+        weights than the instruction names, for one that was not accepted or was trained before, and
+        for what has been spent since.
         """
         from fedattn import contribution
         from fedattn.placement import usable_device
 
         placed = self._placed(instruction.config)
         usable_device(placed.train.device)
+        rules.check_cleaning(self.data[0])
         weights = np.asarray(vector, np.float32)
         config = instruction.config
         _, start = contribution.installed_start(config.model, config.seed)
@@ -241,15 +243,12 @@ class Device:
                 raise RefusalError("accepted", "was not accepted, or trained before")
             rules.check_spend(self.policy, instruction, ledger.lines.spent)
             ledger.append("spent", rules.answer_to(instruction))
-        data, index = self.data
         randomness = self.randomness("train", str(instruction.round))
-        return contribution.contribute(placed, data, index, weights, randomness)
+        return contribution.contribute(placed, *self.data, weights, randomness)
 
     def _placed(self, config: Config) -> Config:
         """`config` as this device computes it: where, with how many threads, in which memory."""
-        if self.policy.limits is None:
-            return config
-        return config.placed(self.policy.placement)
+        return config if self.policy.limits is None else config.placed(self.policy.placement)
 
     def _start_sha256(self, config: Config) -> str:
         """Hash of the installed start model."""

@@ -7,7 +7,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from fedattn.batches import Pair
-from fedattn.errors import ConfigError, DataError
+from fedattn.errors import DataError, TokenError
 from fedattn.found_model import FoundModel, find_model
 from fedattn.generate import Quality, Reply, bits_per_byte, context_of, reply
 from fedattn.growing import GrowingReply, grow, growing_reply
@@ -71,7 +71,7 @@ class DialogueGenerator:
             self.model,
             self.tokenizer,
             self._context(turns),
-            max_tokens=_checked(max_tokens),
+            max_tokens=max_tokens,
             sampling=Sampling(temperature, top_p, repetition_penalty),
             seed=seed,
         )
@@ -96,7 +96,7 @@ class DialogueGenerator:
             self.model,
             self.tokenizer,
             self._context(turns),
-            max_tokens=_checked(max_tokens),
+            max_tokens=max_tokens,
             sampling=Sampling(temperature, top_p, repetition_penalty),
             seed=seed,
             number=number,
@@ -123,7 +123,7 @@ class DialogueGenerator:
             self.model,
             self.tokenizer,
             [self._context(each.turns) for each in given],
-            max_tokens=_checked(max_tokens),
+            max_tokens=max_tokens,
             sampling=sampling,
             numbers=[stream_of(seed, each.number) for each in given],
         )
@@ -146,7 +146,7 @@ class DialogueGenerator:
         from fedattn.attention_view.compute import attention_of
 
         self._context(turns)  # refuses what is no conversation
-        ids = self.tokenizer.encode(reply) if isinstance(reply, str) else reply.ids
+        ids = self._ids(reply, "reply") if isinstance(reply, str) else reply.ids
         return attention_of(
             self.model, self.tokenizer, turns, ids, layer=layer, head=head, method=method
         )
@@ -179,7 +179,13 @@ class DialogueGenerator:
             raise DataError(f"{where}: must be a text")
         if not text.strip():
             raise DataError(f"{where}: is empty; remove it or fill it in")
-        return self.tokenizer.encode(text)
+        return self._ids(text, where)
+
+    def _ids(self, text: str, where: str) -> list[int]:
+        try:
+            return self.tokenizer.encode(text)
+        except TokenError:  # its message has no place
+            raise DataError(f"{where}: holds half a character; remove it") from None
 
 
 def load(path: str | PathLike[str]) -> DialogueGenerator:
@@ -190,9 +196,3 @@ def load(path: str | PathLike[str]) -> DialogueGenerator:
     an unfinished run, a model file that is not the one its report names.
     """
     return DialogueGenerator(find_model(path))
-
-
-def _checked(max_tokens: int) -> int:
-    if max_tokens < 0:
-        raise ConfigError(f"max_tokens: {max_tokens} must be at least 0")
-    return max_tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
 
 from fedattn.errors import RunError
@@ -25,6 +26,38 @@ def write_durably(path: Path, stored: bytes) -> None:
         raise RunError(f"{path}: cannot be written ({error.strerror}); free or repair it") from None
 
 
+def write_new(path: Path, stored: bytes) -> None:
+    """Make the new file `path`, its owner's alone (0600); it has its name when it is on disk.
+
+    Nothing that exists is touched, whatever its name. RunError if `path` does, or why the disk
+    refused; then nothing is left.
+    """
+    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    try:
+        try:
+            with os.fdopen(os.open(part, flags, 0o600), "wb") as file:
+                file.write(stored)
+                file.flush()
+                os.fsync(file.fileno())
+            os.link(part, path)  # unlike a rename it never replaces what has the name
+        finally:
+            part.unlink(missing_ok=True)
+        _sync(path.parent)
+    except FileExistsError:
+        raise RunError(f"{path}: exists and is not overwritten; choose another name") from None
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written ({error.strerror}); free or repair it") from None
+
+
+def require_new(path: Path, option: str) -> None:
+    """RunError, naming the command's `option`, unless `path` is free and has a folder."""
+    if os.path.lexists(path):
+        raise RunError(f"{path}: exists and is not overwritten; choose another {option}")
+    if not path.parent.is_dir():
+        raise RunError(f"{path.parent}: no such directory; make it or choose another {option}")
+
+
 def part_of(path: Path) -> Path:
     """Where a file is written before it takes the place of `path`."""
     return path.with_name(f"{path.name}.part")
@@ -33,8 +66,12 @@ def part_of(path: Path) -> Path:
 def put_in_place(part: Path, path: Path) -> None:
     """Rename a file that is on disk, and bring the new name to disk; OSError if refused."""
     part.rename(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    opened = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(opened)
     finally:
-        os.close(folder)
+        os.close(opened)

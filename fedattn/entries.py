@@ -33,6 +33,8 @@ def _priceable(event: dict[str, Any]) -> dict[str, Any]:
         event_from_dict(event)
     except PrivacyError as error:
         raise ValueError(str(error)) from None
+    except OverflowError:
+        raise ValueError("event: a number that no run has") from None
     return event
 
 

@@ -11,7 +11,8 @@ from typing import Final, Literal
 
 from fedattn.checkpoint import load_model
 from fedattn.compressed import is_compressed, load_compressed
-from fedattn.errors import RunError
+from fedattn.config import config_from_dict
+from fedattn.errors import ConfigError, RunError
 from fedattn.model import AttentionGenerator
 from fedattn.released import CONFIG_FILE, Released, read_released
 from fedattn.report import REPORT_FILE, Report, read_report
@@ -25,7 +26,7 @@ class FoundModel:
     """A model, the file it is in, and the notes that must be shown with it.
 
     `report` is the run's, if the model was found in its directory; its signature is the audit's
-    to check. `released` is what an exported folder says.
+    to check, but its config is one. `released` is what an exported folder says.
     """
 
     where: Path | Literal["public"]
@@ -54,6 +55,10 @@ def find_model(where: str | PathLike[str]) -> FoundModel:
 
 def _of_run(run_dir: Path) -> FoundModel:
     report = read_report(run_dir)
+    try:
+        config_from_dict(report.config, where=f"{run_dir / REPORT_FILE}: config")
+    except ConfigError as error:
+        raise RunError(f"{error}\n  no run has such a config: `fedattn audit` it") from None
     file = run_dir / report.model.file
     require_sha256(file, report.model.file_sha256, named_by=run_dir / REPORT_FILE)
     return FoundModel(run_dir, file, load_model(file), tuple(report.notes), report)

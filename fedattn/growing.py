@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 import torch
 
 from fedattn.decoding import Decoding
+from fedattn.errors import ConfigError
 from fedattn.model import AttentionGenerator
 from fedattn.sampling import Sampling, next_tokens, stream_of
 from fedattn.tokens import Tokenizer
+
+LONGEST: Final = 4096  # tokens of a reply; memory and time of a reply are bounded by it
+
+
+def require_length(max_tokens: int, least: int = 0) -> None:
+    """ConfigError unless a reply may be `max_tokens` long: in least..LONGEST."""
+    if not least <= max_tokens <= LONGEST:
+        raise ConfigError(
+            f"max_tokens: {max_tokens} must be at least {least} and at most {LONGEST}"
+        )
 
 
 def grow(
@@ -24,11 +36,13 @@ def grow(
 ) -> Iterator[list[int | None]]:
     """The next token of each context's reply, step by step; None for a reply that has ended.
 
-    Ends when every reply has, or after `max_tokens` steps. Special tokens other than <eos> never
+    Ends when every reply has, or after `max_tokens` steps; ConfigError, at the first step, for
+    more than LONGEST. Special tokens other than <eos> never
     come, nor an <eos> before any text. Row i draws from `numbers[i]` alone. Computed together,
     replies have the logits that each has alone to 1e-5: contexts are padded on the left, where
     distances do not see it.
     """
+    require_length(max_tokens)
     device = next(model.parameters()).device
     width = max(map(len, contexts))
     padded = [[tokenizer.pad] * (width - len(each)) + list(each) for each in contexts]
@@ -109,8 +123,10 @@ def growing_reply(
 ) -> GrowingReply:
     """The reply to `context` token ids; tokens are made as it is iterated.
 
-    Its random numbers depend on `seed` and `number` alone.
+    Its random numbers depend on `seed` and `number` alone. ConfigError if `max_tokens` is negative
+    or above LONGEST.
     """
+    require_length(max_tokens)
     steps = grow(
         model,
         tokenizer,

@@ -4,8 +4,8 @@ A logical batch (what was sampled) is computed in physical batches. Their size c
 time: not who is sampled, drawn, clipped or counted, nor the noise or its accounting.
 
 - The ceiling: at most `train.max_physical_batch` examples, and with `train.max_batch_bytes` as many
-  as fit by `bytes_per_record`, an estimate from public numbers: the model and the longest context
-  and reply that it takes. At least one.
+  as fit by an estimate from public numbers (footprint.py). At least one record: a device declines
+  before it reads data where the examples of one take more bytes than it gives.
 - If memory runs out all the same, the batch is halved and computed again, down to one record,
   which then counts as any record whose pass fails. The whole process goes on with the largest
   half, quarter, ... of the ceiling at which *made-up* records of the longest lengths fit. That
@@ -25,14 +25,11 @@ from typing import TypeVar
 import torch
 
 from fedattn.config import TrainConfig
-from fedattn.lora import LowRankLinear
-from fedattn.model import AttentionGenerator
 
 T = TypeVar("T")
 # What allocators say that raise a plain RuntimeError: torch's on the CPU, cuBLAS's, and torch's on
 # a Jetson, whose report of a lack of memory itself fails for want of NVML (pytorch issue 185240).
 _SAID = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED", "NVML_SUCC")
-_FLOAT = 4  # bytes
 _in_force: dict[Hashable, int] = {}  # ceilings that memory has lowered in this process
 
 
@@ -68,59 +65,14 @@ def in_halves(items: Sequence[T], compute: Callable[[Sequence[T]], None]) -> boo
     return False
 
 
-def bytes_per_record(model: AttentionGenerator, clipping: str | None) -> int:
-    """Memory that one more example of the longest lengths takes in a pass, estimated from above.
-
-    clipping: how records are clipped, None if they are not. The factors count the float32 tensors
-    that a layer keeps for its backward pass; tests/test_memory.py holds them against the allocator
-    [1.05 to 2.3 times what it gives out,
-    on the CPU; up to 3.0 where it is few layers that are trained]. Weights, sums, noise and optimizer states
-    are not in it: they do not grow with the batch.
-    """
-    shape = model.shape
-    d, s, t = shape.d_model, shape.context_tokens, shape.reply_tokens
-    vocabulary = model.embedding.num_embeddings
-    trained = [p for p in model.parameters() if p.requires_grad]
-    has_table = model.embedding.weight.requires_grad
-    encoder = 16 * s * d + 2 * shape.heads * s * s
-    decoder = 20 * t * d + 2 * s * d + 2 * shape.heads * (t * t + t * s)
-    low = [each for each in model.modules() if isinstance(each, LowRankLinear)]
-    rank = low[0].lora_a.out_features if low else 0
-    encoder += 18 * s * rank
-    decoder += (24 * t + 6 * s) * rank
-    # a layer before the first trained parameter keeps nothing; hooks start at the embedding
-    floats, is_kept = 0, has_table or clipping == "hooks"
-    for layers, each, ends in (
-        (model.encoder, encoder, 9 * s * d),
-        (model.decoder, decoder, 11 * t * d + 2 * s * d),
-    ):
-        for layer in layers:
-            own = [p for p in layer.parameters() if p.requires_grad]
-            is_kept = is_kept or bool(own)
-            floats += each if is_kept else 0
-            if clipping == "book_keeping" and any(p.dim() == 2 for p in own):
-                floats += ends  # gradients of layers' outputs are kept
-        is_kept = is_kept or model.norm_memory.weight.requires_grad
-    floats += 3 * t * vocabulary + 2 * (s + t) * d
-    if clipping == "book_keeping":
-        floats += t * vocabulary if has_table else 0
-        floats += sum(p.numel() for p in trained if p.dim() == 1)
-    elif clipping is not None:
-        floats += sum(p.numel() for p in trained)
-        if has_table:  # a second one of the embedding, while it is made
-            floats += vocabulary * d
-    floats = max(floats, encoder, decoder)  # (a layer that keeps nothing takes it for a moment)
-    return round(1.1 * _FLOAT * floats)  # (a tenth for masks and small tensors)
-
-
-def ceiling(train: TrainConfig, model: AttentionGenerator, clipping: str | None) -> int:
+def ceiling(train: TrainConfig, bytes_each: int) -> int:
     """The most records of a physical batch, from public numbers alone; at least one.
 
-    A record is `train.draws` examples.
+    A record is `train.draws` examples of at most `bytes_each` (`footprint.bytes_per_example`).
     """
     most = train.max_physical_batch
     if train.max_batch_bytes is not None:
-        most = min(most, train.max_batch_bytes // bytes_per_record(model, clipping))
+        most = min(most, train.max_batch_bytes // bytes_each)
     return max(1, most // train.draws)
 
 

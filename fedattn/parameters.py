@@ -95,7 +95,7 @@ def lora_rank(which: Trainable) -> int | None:
     >>> lora_rank("lora(8)"), lora_rank("ffa_lora(4)"), lora_rank("all")
     (8, 4, None)
     """
-    found = re.fullmatch(r"(?:ffa_)?lora\((\d+)\)", which) if isinstance(which, str) else None
+    found = re.fullmatch(r"(?:ffa_)?lora\(([0-9]+)\)", which) if isinstance(which, str) else None
     return int(found[1]) if found else None
 
 

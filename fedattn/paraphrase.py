@@ -89,7 +89,9 @@ def paraphrased(text: str, chance: float, happens: Chance) -> str:
         said = match[0]
         if not happens(chance):
             return said
-        choices = _OTHERS[said.casefold().replace("’", "'")]
+        choices = _OTHERS.get(said.casefold().replace("’", "'"), ())
+        if not choices:  # (to a pattern without case, Turkish letters are an i, too)
+            return said
         chosen = choices[_index(len(choices), happens)]
         return chosen[0].upper() + chosen[1:] if said[0].isupper() else chosen
 

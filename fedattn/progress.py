@@ -18,6 +18,7 @@ from rich.text import Text
 
 from fedattn.config import ROWS, Config
 from fedattn.flower.observer import RoundSummary
+from fedattn.printable import printable
 from fedattn.privacy.claims import HYPOTHETICAL, labels, show_epsilon
 from fedattn.privacy.masks import AS_IF_MASKED
 from fedattn.report import Report
@@ -162,10 +163,11 @@ def print_result(result: Simulation) -> None:
         )
     for number, sample in enumerate(report.samples, 1):
         said, now = sample.context[-1], sample.reply
-        table.add_row(f"sample {number}", Text(f"{said}\n> {now}"))
+        # what a model writes may hold a terminal's control characters
+        table.add_row(f"sample {number}", Text(f"{printable(said)}\n> {printable(now)}"))
     table.add_row("time", f"{result.wall_s:.0f} s")
     table.add_row("run", str(result.run_dir))
-    notes = [Text(note, style="bold red") for note in report.notes]
+    notes = [Text(printable(note), style="bold red") for note in report.notes]
     title = f"fedattn: {report.config['name']}"
     if report.hypothetical is not None:
         title = f"{HYPOTHETICAL} {title}"

@@ -24,6 +24,7 @@ from fedattn.tokens import SPECIALS
 FORMAT: Final = "fedattn-released/1"
 CONFIG_FILE: Final = "config.json"
 CARD_FILE: Final = "README.md"
+_NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9 .:_-]*$"  # of plain characters: it is a heading
 LICENCE: Final = (
     "The code that loads this model is Apache-2.0. The weights follow from the start model's "
     "sources (fedattn's model card of the public start) and from the conversations named here: "
@@ -63,7 +64,7 @@ class Released(Section):
 
     format: Literal["fedattn-released/1"] = FORMAT
     fedattn_version: str
-    name: str
+    name: Annotated[str, Field(pattern=_NAME, max_length=200)]
     architecture: Annotated[Architecture, Field(strict=False)]
     vocabulary: Vocabulary
     file: FileName

@@ -25,8 +25,8 @@ class Sampling:
     """How tokens are chosen; ConfigError names the field that is out of bounds.
 
     temperature: at least 0; 0 is greedy, and `top_p` then changes nothing. top_p: in (0, 1]; the
-    share of probability that the nucleus holds at least. repetition_penalty: at least 1, which
-    changes nothing; greater ones make the reply's own tokens less likely to come again.
+    share of probability that the nucleus holds at least. repetition_penalty: in 1..100; 1 changes
+    nothing, greater ones make the reply's own tokens less likely to come again.
     """
 
     temperature: float = 0.0
@@ -37,7 +37,7 @@ class Sampling:
         for name, is_fit, bounds in (
             ("temperature", 0 <= self.temperature < math.inf, "at least 0 and finite"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("repetition_penalty", 1 <= self.repetition_penalty < math.inf, "at least 1, finite"),
+            ("repetition_penalty", 1 <= self.repetition_penalty <= 100, "in 1..100"),
         ):
             if not is_fit:  # NaN is in no bounds
                 raise ConfigError(f"{name}: {getattr(self, name)} must be {bounds}")

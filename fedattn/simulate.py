@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import yaml
 
 from fedattn.config import ROWS, Config, load_config
+from fedattn.data.clean import require_cleaning
 from fedattn.errors import EXIT_ABORTED, EXIT_BUDGET, EXIT_INTERRUPTED, EXIT_OK, RunError
 from fedattn.randomness import Randomness
 from fedattn.report import LEDGER_FILE, REPORT_FILE, Report, read_report
@@ -169,6 +170,7 @@ def simulate(
     """
     os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
     require_engine(engine, config)
+    require_cleaning(config.data.clean)
     began = time.monotonic()
     if not is_resumed:
         try:

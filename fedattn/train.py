@@ -3,9 +3,8 @@
 conversation/local (DESIGN section 4): DP-SGD. Each step Poisson-samples conversations at a public
 rate, draws one example from each (`train.draws` of them), clips the (mean) gradient per
 conversation, adds the full noise, divides by a public number and moves. The number of steps is
-public. So what leaves depends on the data through
-clipped, noised sums alone, and an empty batch or a device without a record is a step like any
-other.
+public. So what leaves depends on the data through clipped, noised sums alone, and an empty batch or
+a device without a record is a step like any other.
 
 conversation/distributed and /server: one such batch, of which the clipped sum leaves as it is: the
 codec rounds it, noise comes after, and the server divides and steps.
@@ -39,6 +38,7 @@ from fedattn.checkpoint import read_vector, write_vector
 from fedattn.client_change import client_change as _client_change
 from fedattn.clipping import PrivateOptimizer, clipped_gradients
 from fedattn.config import Config
+from fedattn.footprint import bytes_per_example
 from fedattn.memory import Rows, ceiling, is_out_of_memory
 from fedattn.model import AttentionGenerator, trainable_names
 from fedattn.placement import usable_device
@@ -161,7 +161,8 @@ class _Steps(ABC):
         self.randomness = randomness
         self.device = next(model.parameters()).device
         key = (self.device, model.shape, config.model.trainable, config.train.draws, self.clipping)
-        self.rows = Rows(key, ceiling(config.train, model, self.clipping))
+        each = bytes_per_example(model.shape, config.model.trainable, self.clipping)
+        self.rows = Rows(key, ceiling(config.train, each))
 
     def optimizer(self) -> torch.optim.Optimizer:
         """The optimizer of local steps, over what training changes."""

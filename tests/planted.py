@@ -18,13 +18,13 @@ ATTACKS = (
 WHOLE = " ".join(ATTACKS)
 
 
-def attention(*, context: tuple[str, ...], reply: tuple[str, ...]) -> dict[str, object]:
-    """Even attention of each reply token on each context token."""
+def attention(*turns: tuple[str, ...], reply: tuple[str, ...]) -> dict[str, object]:
+    """Even attention of each reply token on each token of the turns."""
+    context = [text for turn in turns for text in turn]
     even = [round(1 / len(context), 4)] * len(context)
-    turns = [place * 2 // len(context) for place in range(len(context))]
     return {
-        "context": list(context),
-        "turns": turns,
+        "context": context,
+        "turns": [number for number, turn in enumerate(turns) for _ in turn],
         "reply": list(reply),
         "weights": [even for _ in reply],
     }
@@ -33,13 +33,16 @@ def attention(*, context: tuple[str, ...], reply: tuple[str, ...]) -> dict[str, 
 def plant(report: Report) -> Report:
     """`report` with ATTACKS in samples, attention, notes, sentences, names and config."""
     raw = report.model_dump(mode="json")
+    spaced = tuple(f" {text}" for text in ATTACKS)
     raw["samples"] = [
         {
             "context": [WHOLE, *ATTACKS],
             "reply": WHOLE,
             "reply_before": WHOLE,
             "reference": WHOLE,
-            "attention": attention(context=("", *ATTACKS, ""), reply=ATTACKS),
+            "attention": attention(
+                ("", WHOLE), *(("", text, "") for text in ATTACKS), reply=spaced
+            ),
         }
     ]
     for key in ("notes", "assumptions", "caveats"):
@@ -64,7 +67,7 @@ def looking(report: Report) -> Report:
             "context": ["hi, how are you?"],
             "reply": "i am fine",
             "reply_before": "the king",
-            "attention": attention(context=context, reply=("i", " am", " fine")),
+            "attention": attention(context, reply=("i", " am", " fine")),
         }
     ]
     return Report.model_validate(raw)

@@ -239,3 +239,13 @@ def test_each_draw_is_augmented_by_itself_and_training_sees_it(
     lengths = (contexts != TOKENIZER.pad).sum(1).reshape(-1, 4)
     assert set(lengths.flatten().tolist()) == {2, 4, 7}
     assert any(len(set(row.tolist())) > 1 for row in lengths)
+
+
+@pytest.mark.parametrize("text", ["\u0131t's fine", "\u0130 am here", "i am \u0131n, \u0130'm"])
+def test_turkish_letters_that_look_like_an_i_raise_nothing_and_stay(text):
+    """A pattern without case takes them for an i; the rules are about English."""
+    made = paraphrased(text, 1.0, lambda chance: chance == 1.0)
+    letters = "\u0131\u0130"
+    assert [sign for sign in made[1:] if sign in letters] == [
+        sign for sign in text[1:] if sign in letters
+    ]

@@ -19,6 +19,7 @@ from rich.console import Console
 from fedattn.chat import Chat, Settings
 from fedattn.checkpoint import save_model
 from fedattn.dialogue_generator import DialogueGenerator, load
+from fedattn.growing import LONGEST
 from fedattn.printable import printable
 from fedattn.sampling import Sampling
 
@@ -112,10 +113,10 @@ def test_a_chat_in_a_terminal_from_the_first_note_to_the_end(finished_run):
 
 
 def test_ctrl_c_stops_the_reply_under_way_and_the_chat_goes_on(endless):
-    with Terminal("chat", endless, "--max-tokens", "1000000") as terminal:
+    with Terminal("chat", endless, "--max-tokens", str(LONGEST)) as terminal:
         terminal.wait_for("you $")
         terminal.type("hi\n")
-        terminal.wait_for("it  .{40}")  # more than a hundredth of the whole would take minutes
+        terminal.wait_for("it  .{40}")  # a hundredth of the whole: the rest would take seconds
         terminal.type("\x03")
         terminal.wait_for(r"\(stopped\)\r\nyou $")
         terminal.type("/max-tokens 3\n")
@@ -207,6 +208,11 @@ def test_settings_change_what_is_said_and_a_seed_repeats_it(talker):
         ("/temperature", "/temperature needs a number"),
         ("/top-p nan", "top_p: nan must be"),
         ("/max-tokens 0", "max_tokens: 0 must be at least 1"),
+        ("/max-tokens 5000", f"max_tokens: 5000 must be at least 1 and at most {LONGEST}"),
+        (
+            "/repetition-penalty 1e39",
+            "repetition_penalty: 1e+39 must be in 1..100",
+        ),
         ("/seed x", "/seed needs a number"),
         ("/why", "nothing was replied yet"),
         ("/\x1b[31m", "no such command: /␛[31m; /help lists them"),

@@ -5,6 +5,7 @@ import sys
 import time
 from pathlib import Path
 
+import click
 import pytest
 from typer.testing import CliRunner
 
@@ -171,6 +172,18 @@ def test_bad_usage_is_bad_input(tmp_path):
     assert fedattn("no-such-command").returncode == 2
     assert fedattn("audit", tmp_path, "--no-such-option").returncode == 2
     assert fedattn("--help").returncode == 0
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, click.Abort])
+def test_an_interrupt_promises_nothing_of_a_ledger(end, monkeypatch, capsys):
+    def ended(**_):
+        raise end
+
+    monkeypatch.setattr(cli, "app", ended)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_a_second_interrupt_aborts_at_once_with_the_ledger_intact(config_path, tmp_path):

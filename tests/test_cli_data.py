@@ -9,10 +9,11 @@ from typer.testing import CliRunner
 from fedattn.cli_data import data_app
 from fedattn.data.clean_file import CleanOptions, clean_file
 from fedattn.data.jsonl import read_jsonl
-from fedattn.errors import DataError
+from fedattn.errors import ConfigError, DataError
 from tests.federation import conversations, tiny, write
 
 runner = CliRunner()
+GERMAN = "Mir geht es gut, ich war gestern mit meiner Schwester auf dem Markt, und du, sag mal?"
 PLANTED = ["hunter2", "ann@example.org", "415-555-2671", "zanzibar"]
 
 
@@ -33,7 +34,7 @@ def chats():
         {"id": "4", "turns": turns("!!!", "zanzibar")},
         {"id": "5", "messages": [
             {"role": "user", "content": long}, {"role": "assistant", "content": long + " y"}]},
-        {"id": "6", "turns": turns("Wie geht es dir heute, mein Freund?", "Mir geht es sehr gut.")},
+        {"id": "6", "turns": turns("Wie geht es dir heute, mein Freund?", GERMAN)},
         {"id": "7", "turns": turns("hello you", "all is well with us " * 150)},
     ]  # fmt: skip
 
@@ -156,11 +157,25 @@ def test_when_nothing_is_left_nothing_is_written(tmp_path):
     assert not (tmp_path / "out.jsonl").exists()
 
 
-@pytest.mark.parametrize("arguments", [("--region", "XX"), ("--near", "0"), ("--near", "1.5")])
+@pytest.mark.parametrize(
+    "arguments", [("--region", "XX"), ("--region", "de"), ("--near", "0"), ("--near", "1.5")]
+)
 def test_what_is_out_of_bounds_is_refused(source, tmp_path, arguments):
     result = run(source, "--out", tmp_path / "out.jsonl", *arguments)
-    assert isinstance(result.exception, DataError)
+    assert isinstance(result.exception, DataError | ConfigError)
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_the_region_says_whose_national_phones_are_masked(tmp_path):
+    turns = [
+        {"speaker": "a", "text": "ruf an: 030 901820"},
+        {"speaker": "b", "text": "ok, thank you"},
+    ]
+    source = write(tmp_path / "in.jsonl", [{"id": "1", "turns": turns}])
+    for region, masked in (("US", {}), ("DE", {"phone": 1})):
+        result = run(source, "--out", tmp_path / region, "--region", region, "--json")
+        assert result.exit_code == 0, result.output
+        assert json.loads(result.stdout)["masked"] == masked
 
 
 def test_a_folder_that_is_not_there_is_refused(source, tmp_path):

@@ -221,6 +221,16 @@ def test_a_compressed_run_keeps_its_epsilons_and_says_what_was_done(compared):
     assert float((weights == 0).float().mean()) >= 0.3
 
 
+def test_a_small_share_is_named_as_it_is_and_a_file_that_grew_is_said(finished_run, tmp_path):
+    arguments = ["compress", str(finished_run), "--prune", "0.001", "--examples", "0", "--out"]
+    done = CliRunner().invoke(cli.app, [*arguments, str(tmp_path / "a")])
+    assert done.exit_code == 0, done.exception
+    assert read_released(tmp_path / "a").changes[0].startswith("pruned: the 0.1% smallest")
+    assert "the file did not get smaller" in done.stderr
+    done = CliRunner().invoke(cli.app, [*arguments, str(tmp_path / "b"), "--int8"])
+    assert "the file did not get smaller" not in done.stderr
+
+
 def test_what_cannot_be_done_is_refused(finished_run, compared, tmp_path):
     found, out = find_model(finished_run), tmp_path / "out"
     with pytest.raises(ConfigError, match="nothing to do"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,10 @@ def test_unknown_key_is_named_wherever_it_is(changes, key):
         ({"privacy__unit": "message"}, "privacy.unit is 'message'"),
         ({"secagg__modulus_bits": 7}, "secagg.modulus_bits is 7"),
         ({"secagg__modulus_bits": 33}, "secagg.modulus_bits is 33"),
+        ({"train__draws": 0}, "train.draws is 0"),
+        ({"train__draws": 257}, "train.draws is 257"),
+        ({"model__trainable": "last_1\u0663"}, "model.trainable is 'last_1\u0663'"),
+        ({"model__trainable": "lora(1\u0663)"}, "model.trainable is 'lora(1\u0663)'"),
         ({"secagg__modulus_bits": 16.0}, "secagg.modulus_bits is 16.0"),
         ({"secagg__modulus_bits": True}, "secagg.modulus_bits is True"),
         ({"secagg__modulus_bits": "16"}, "secagg.modulus_bits is '16'"),
@@ -191,6 +196,15 @@ def test_unknown_key_is_named_wherever_it_is(changes, key):
 )
 def test_wrong_value_is_named_with_its_key(changes, shown):
     assert f"  {shown}: " in refusal(changed(**changes))
+
+
+def test_a_list_of_patterns_is_short():
+    """A device matches an instruction's against every parameter before it declines anything."""
+    at_most = "model.trainable is .*: at most 64 patterns of at most 200 characters"
+    for patterns in (["*"] * 64, ["*" * 200]):
+        assert len(config_from_dict(changed(model__trainable=patterns)).model.trainable)
+    for patterns in (["*"] * 65, ["*" * 201]):
+        assert re.search(at_most, refusal(changed(model__trainable=patterns)))
 
 
 def test_all_problems_are_listed_at_once():

@@ -18,10 +18,11 @@ from fedattn.dialogue_generator import Numbered
 from fedattn.errors import ConfigError, DataError, ModelError, RunError
 from fedattn.found_model import UNKNOWN
 from fedattn.generate import bits_per_byte, context_of, reply
-from fedattn.growing import GrowingReply
+from fedattn.growing import LONGEST, GrowingReply
 from fedattn.report import read_report
 from fedattn.sampling import Sampling
 from fedattn.tokens import Tokenizer
+from tests.run_builder import Run
 
 TURNS = ["red cat", "blue dog runs", "then again"]
 DRAWN = {"temperature": 1.0, "top_p": 0.95, "repetition_penalty": 1.1, "seed": 5}
@@ -68,6 +69,15 @@ def test_an_unfinished_run_and_a_wrong_path_are_refused(finished_run, tmp_path):
         fedattn.load(tmp_path / "nowhere")
     with pytest.raises(ModelError, match="not a safetensors file"):
         fedattn.load(finished_run / "report.json")
+
+
+def test_a_report_whose_config_is_none_is_refused(tmp_path):
+    def renamed(report):
+        return report.model_copy(update={"config": {**report.config, "name": "a](http://b)\n# c"}})
+
+    run = Run(tmp_path / "run", report=renamed).write()
+    with pytest.raises(RunError, match=r"(?s)report.json: config: .*name is .*audit` it"):
+        fedattn.load(run)
 
 
 def test_a_bare_checkpoint_says_that_nothing_is_known_of_its_privacy(finished_run, of_run):
@@ -206,6 +216,7 @@ def test_bits_per_byte_of_texts_is_that_of_their_tokens(of_run):
         ([], "there is none"),
         (["hi", " "], r"turns\[1\]: is empty"),
         (["hi", 3], r"turns\[1\]: must be a text"),
+        (["hi", "a \ud800"], r"turns\[1\]: holds half a character; remove it"),
     ],
 )
 def test_what_is_no_conversation_is_refused_by_its_place(of_run, turns, message):
@@ -216,9 +227,21 @@ def test_what_is_no_conversation_is_refused_by_its_place(of_run, turns, message)
         of_run.attention(turns, "yes")
 
 
+def test_a_reply_that_is_no_text_is_refused_by_its_place(of_run):
+    with pytest.raises(DataError, match="reply: holds half a character"):
+        of_run.attention(TURNS, "\udfff")
+    with pytest.raises(DataError, match="reply: holds half a character"):
+        of_run.bits_per_byte([(TURNS, "\udfff")])
+
+
 def test_settings_out_of_bounds_are_refused_before_anything_is_generated(of_run):
     with pytest.raises(ConfigError, match="max_tokens"):
         of_run.stream(TURNS, max_tokens=-1)
+    for ask in (of_run.stream, of_run.reply):
+        with pytest.raises(ConfigError, match=f"at most {LONGEST}"):
+            ask(TURNS, max_tokens=LONGEST + 1)
+    with pytest.raises(ConfigError, match=f"at most {LONGEST}"):
+        of_run.replies([Numbered(0, ("hi",))], sampling=Sampling(), max_tokens=10**12)
     with pytest.raises(ConfigError, match="top_p"):
         of_run.stream(TURNS, top_p=0)
 

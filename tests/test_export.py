@@ -95,9 +95,10 @@ def test_a_card_begins_with_its_loud_notes_and_no_text_can_mark_it_up(folder):
     assert "**NOT PRIVATE" in (folder / "README.md").read_text().split("An attention-based")[0]
     released = read_released(folder)
     planted = "<b>x</b> [a](http://b) | c\n# d \x1b[2J"
-    loud = released.model_copy(update={"notes": [planted], "name": "e"})
+    loud = released.model_copy(update={"notes": [planted], "name": planted})
     card = model_card(loud, None, parameters=1, size=1)
     assert r"**\<b\>x\</b\> \[a\](http://b) \| c↵\# d ␛\[2J**" in card.splitlines()
+    assert card.splitlines()[0] == r"# \<b\>x\</b\> \[a\](http://b) \| c↵\# d ␛\[2J"
 
 
 def test_a_model_without_a_report_is_exported_as_of_unknown_privacy(finished_run, tmp_path):
@@ -124,6 +125,9 @@ def test_an_export_overwrites_nothing_and_leaves_nothing_half_done(finished_run,
         (lambda raw: raw.update(file="../model.safetensors"), "file: String should match"),
         (lambda raw: raw.update(format="fedattn-released/9"), "not of format"),
         (lambda raw: raw.update(more=1), "more: Extra inputs"),
+        (lambda raw: raw.update(name="a\n# b"), "name: String should match"),
+        (lambda raw: raw.update(name="[a](b)"), "name: String should match"),
+        (lambda raw: raw.update(name="a" * 201), "name: String should have at most 200"),
         (lambda raw: raw.pop("notes"), "notes: Field required"),
         (lambda raw: raw["architecture"].update(heads=1), "architecture is not that of"),
     ],

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 
 import pytest
 from typer.testing import CliRunner
 
 from fedattn import cli, cli_model
-from fedattn.answers import answer
+from fedattn.answers import answer, write_answers
 from fedattn.checkpoint import save_model
 from fedattn.data.contexts import Context, read_contexts
 from fedattn.dialogue_generator import load
 from fedattn.errors import ConfigError, DataError, RunError
+from fedattn.growing import LONGEST
 from fedattn.sampling import Sampling
 
 SECRET = "a private word"
@@ -156,6 +159,48 @@ def test_nothing_is_overwritten_and_nothing_is_computed_in_vain(tmp_path):
         generate(tmp_path / "no-model", tmp_path / "no-input", tmp_path / "no" / "out.jsonl")
     with pytest.raises(ConfigError, match="top_p"):
         generate(tmp_path / "no-model", tmp_path / "no-input", out, top_p=2.0)
+
+
+def test_replies_are_their_owners_alone_and_no_other_file_is_touched(model, tmp_path):
+    source, out = lines_of(tmp_path / "in.jsonl", {"context": ["hi"]}), tmp_path / "out.jsonl"
+    part = tmp_path / "out.jsonl.part"
+    part.write_text("precious")
+    before = os.umask(0)
+    try:
+        generate(model, source, out, max_tokens=2)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(out.stat().st_mode) == 0o600
+    assert part.read_text() == "precious"
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "in.jsonl", "out.jsonl", "out.jsonl.part", model.name,
+    }  # fmt: skip
+
+
+def test_a_file_that_came_meanwhile_is_not_replaced(tmp_path):
+    out = tmp_path / "out.jsonl"
+    out.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RunError, match="exists and is not overwritten"):
+        write_answers(out, [{"reply": "a"}])
+    out.unlink()
+    out.write_text("precious")
+    with pytest.raises(RunError, match="exists and is not overwritten"):
+        write_answers(out, [{"reply": "a"}])
+    assert out.read_text() == "precious"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("command", ["chat", "generate", "attention"])
+def test_the_commands_bound_a_reply_as_the_library_does(command, tmp_path):
+    for length, refused in ((LONGEST, False), (LONGEST + 1, True)):
+        arguments = [command, tmp_path / "nowhere", "--max-tokens", length]
+        if command == "generate":
+            arguments += ["--in", tmp_path / "no.jsonl", "--out", tmp_path / "out.jsonl"]
+        if command == "attention":
+            arguments += ["--say", "hi"]
+        done = CliRunner().invoke(cli.app, [str(each) for each in arguments])
+        assert done.exit_code != 0
+        assert ("--max-tokens" in done.stderr) is refused
 
 
 def test_the_command_says_loud_notes_on_stderr_and_what_it_wrote_on_stdout(finished_run, tmp_path):

@@ -51,6 +51,7 @@ RANKS: dict[str, float] = {
     "fedattn.token_store": 4.6,
     "fedattn.kept_tokens": 4.8,
     "fedattn.batches": 5,
+    "fedattn.footprint": 4.8,
     "fedattn.memory": 5,
     "fedattn.placement": 5,
     "fedattn.checkpoint": 5,

@@ -152,6 +152,7 @@ REFUSALS = {
     "start_model ": lambda f: (f.instruction(start_sha256="ab" * 32), {}),
     "dimension": lambda f: (f.instruction(dimension=7), {}),
     "event": lambda f: (f.instruction(event=NoNoise()), {}),
+    "work": lambda f: (changed(f, train={"draws": 17}), {}),
     "roster": lambda f: (f.instruction(roster=f.instruction().roster[1:]), {}),
     "cohort ": lambda f: (f.instruction(roster=f.instruction().roster[:2]), {}),
     "cohort  ": lambda f: (changed(f, data={"clients": 3}), {}),
@@ -352,6 +353,18 @@ def test_a_device_places_training_itself(federation, monkeypatch):
     device.train(instruction, federation.vector)
     assert (asked[0].device, asked[0].threads, asked[0].max_batch_bytes) == ("cpu", 1, 1 << 24)
     assert asked[0].learning_rate == wished.train.learning_rate
+
+
+def test_a_conversation_that_does_not_fit_in_memory_is_declined_before_data_is_opened(federation):
+    """By its owner's bound: a device with a record would fail where one without answers."""
+    policy = federation.policy().model_copy(update={"max_batch_bytes": 400_000})
+    device = Device(federation.folder / "device-0", policy)
+    with opened() as seen:
+        said = declined(device.accept, changed(federation, train={"draws": 16}))
+    assert said.startswith("work: one conversation takes ")
+    assert not was_opened(seen, federation.shards[0])
+    assert federation.kinds() == []
+    device.accept(federation.instruction())
 
 
 def test_members_that_cannot_be_remembered_are_not_met(federation):

@@ -12,7 +12,7 @@ from fedattn.checkpoint import read_vector, start_model
 from fedattn.config import Architecture, ModelConfig
 from fedattn.errors import ConfigError, ModelError
 from fedattn.model import AttentionGenerator, trainable_names
-from fedattn.parameters import parameter_shapes, trainable_count, trainable_shapes
+from fedattn.parameters import lora_rank, parameter_shapes, trainable_count, trainable_shapes
 from tests.conftest import SHAPE
 
 FORMS = [
@@ -102,6 +102,14 @@ def test_what_the_model_has_not_is_refused_with_the_remedy(which, says):
         trainable_shapes(DEEP, which)
     with pytest.raises(ConfigError, match=says):
         trainable_names(AttentionGenerator(DEEP), which)
+
+
+@pytest.mark.parametrize("digit", ["\u0663", "\u0b69", "\uff13"])
+def test_a_rank_is_said_in_plain_digits(digit):
+    """Each is a 3 to Python's `int`; two spellings of one model would have two hashes."""
+    assert int(digit) == 3
+    assert lora_rank("lora(3)") == 3
+    assert lora_rank(f"lora({digit})") is None
 
 
 def test_factors_that_a_model_was_not_given_are_missed():

@@ -281,6 +281,11 @@ REFUSED = {
         PrivacyError,
         "lower threshold, or raise client_rate",
     ),
+    "memory": (
+        {"train__draws": 8, "train__max_batch_bytes": 100_000},
+        ConfigError,
+        "the 8 draws of one conversation.*raise it or lower train.draws",
+    ),
 }
 
 

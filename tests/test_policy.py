@@ -14,6 +14,7 @@ from fedattn.data import partition
 from fedattn.data.jsonl import read_jsonl
 from fedattn.device_ledger import Answer, Lines
 from fedattn.errors import ConfigError, RefusalError
+from fedattn.footprint import bytes_per_conversation
 from fedattn.instruction import Instruction
 from fedattn.policy import (
     Limits,
@@ -428,6 +429,7 @@ CLIENT = {"unit": "client", "noise": "distributed"}
             {"train": {"local_steps": 1_000, "expected_batch_size": 101}, "privacy": CLIENT},
             "work: more local steps",
         ),
+        ({"train": {"draws": 17}}, "work: 17 draws are above this device's most, 16"),
         (
             {"data": {"clients": 100_001}, "secagg": {"threshold": 60_000, "clip_range": 1e-3}},
             "cohort: 100001 clients",
@@ -438,6 +440,44 @@ def test_work_without_end_is_refused(changes, said):
     instruction = of(tiny("data.jsonl"))
     with pytest.raises(RefusalError, match=f"^{said}"):
         check(limited(), replace(instruction, config=tiny("data.jsonl", **changes)))
+
+
+def test_draws_are_allowed_up_to_the_limit():
+    check(limited(), asked(train={"draws": 16}))
+    check(limited(max_draws=20), asked(train={"draws": 20}))
+    assert refused(limited(max_draws=3), asked(train={"draws": 4})).startswith("work: 4 draws")
+
+
+def test_a_conversation_that_takes_more_memory_than_a_batch_may_is_refused():
+    """Else memory would run out on the devices that drew a record, and on no other."""
+    one = bytes_per_conversation(asked().config)
+    roomy = limited().model_copy(update={"max_batch_bytes": 4 * one})
+    check(roomy, asked(train={"draws": 4}))
+    said = refused(roomy, asked(train={"draws": 5}))
+    assert said == f"work: one conversation takes {5 * one} bytes, above max_batch_bytes, {4 * one}"
+    tight = limited().model_copy(update={"max_batch_bytes": one - 1})
+    assert refused(tight, asked()).startswith("work: one conversation takes")
+    # the server's own wish does not widen it
+    wish = {"draws": 5, "max_batch_bytes": 1 << 40, "max_physical_batch": 1 << 20}
+    assert refused(roomy, asked(train=wish)).startswith("work: one conversation takes")
+
+
+def test_more_draws_than_are_computed_at_once_are_refused():
+    small = limited().model_copy(update={"max_physical_batch": 3})
+    check(small, asked(train={"draws": 3}))
+    said = refused(small, asked(train={"draws": 4, "max_physical_batch": 64}))
+    assert said.startswith("work: 4 draws of a conversation, which are computed at once,")
+
+
+def test_an_agreed_config_whose_conversation_does_not_fit_is_refused():
+    config = tiny("data.jsonl", train={"draws": 2, "max_batch_bytes": 1000})
+    assert refused(Policy.agreed(config), of(config)).startswith("work: one conversation takes")
+
+
+def test_what_the_model_has_not_is_refused_whatever_memory_there_is():
+    roomy = limited().model_copy(update={"max_batch_bytes": 1 << 30})
+    for which in ("last_9", "lora(9)", ["decoder.7.*"]):
+        assert refused(roomy, asked(model={"trainable": which})).startswith("dimension: ")
 
 
 @pytest.mark.parametrize("changes", [{"noise_multiplier": 1e9}, {"noise_multiplier": 1e12}])

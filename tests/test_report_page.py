@@ -164,9 +164,13 @@ def test_the_colours_of_lines_follow_the_scheme(plain: Page) -> None:
     assert light != dark
 
 
-def test_every_chart_is_named_described_and_has_its_table(plain: Page) -> None:
-    told = plain.value(_TOLD)
-    assert len(told) == 3
+@pytest.mark.parametrize(("which", "count"), [("plain", 2), ("planted", 3)])
+def test_every_chart_is_named_described_and_has_its_table(
+    which: str, count: int, request: pytest.FixtureRequest
+) -> None:
+    page: Page = request.getfixturevalue(which)
+    told = page.value(_TOLD)
+    assert len(told) == count  # (clients that are drawn in secret are not counted)
     for title, summary, rows, width, height in told:
         assert len(title) > 10
         assert len(summary) > 10
@@ -174,7 +178,7 @@ def test_every_chart_is_named_described_and_has_its_table(plain: Page) -> None:
         assert width > 300
         assert height > 150
     ids = "[...document.querySelectorAll('[id]')].map(each => each.id)"
-    assert plain.value(f"new Set({ids}).size === {ids}.length")
+    assert page.value(f"new Set({ids}).size === {ids}.length")
 
 
 def test_a_mark_says_its_value_when_pointed_at(plain: Page) -> None:
@@ -190,7 +194,7 @@ def test_it_prints(plain: Page) -> None:
     assert plain.value("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     shown = "[...document.querySelectorAll('.screen')].every(each => each.offsetHeight === 0)"
     assert plain.value(shown)
-    assert plain.value("document.querySelectorAll('.screen').length") >= 4
+    assert plain.value("document.querySelectorAll('.screen').length") >= 3
     plain.prefer()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from fedattn.audit import audit
+from fedattn.audit import UNPINNED, VERIFIED, audit
 from fedattn.config import config_from_dict
 from fedattn.errors import RunError
 from fedattn.privacy.accountants import spend
@@ -82,7 +82,7 @@ def test_a_skipped_round_has_no_cost_and_a_pretended_one_is_priced_too(tmp_path:
         "unfinished",
     ]
     skipped, last = report.rounds[2:]
-    assert (skipped.contacted, skipped.survivors, skipped.epsilons) == (0, None, None)
+    assert (skipped.contacted, skipped.survivors, skipped.epsilons) == (None, None, None)
     assert report.hypothetical is not None
     assert last.hypothetical_epsilons == report.hypothetical.epsilons
     assert audit(tmp_path / "run", server_key=PIN).ok
@@ -129,6 +129,14 @@ def test_of_a_long_run_some_rounds_are_priced_and_the_last_always(
     ]  # fmt: skip
     assert report.rounds[-1].epsilons == report.totals.epsilons
     assert audit(tmp_path / "run", server_key=PIN).ok
+
+
+@pytest.mark.parametrize("count", [0, 1, 16, 17, 200, 1501])
+def test_of_no_run_more_than_sixteen_rounds_are_priced(count: int) -> None:
+    priced = rounds._priced(count)
+    assert len(priced) <= 16
+    assert priced <= set(range(1, count + 1))
+    assert (count in priced) == (count > 0)
 
 
 def test_attention_that_is_none_is_refused_by_key(good: Path) -> None:
@@ -186,12 +194,12 @@ def test_numbers_that_no_run_has_are_drawn_or_left_out(good: Path) -> None:
     for each in raw["rounds"]:
         each.update(number=10**9, contacted=10**9, survivors=10**9, dropouts=10**9)
         each["epsilons"] = dict.fromkeys(each["epsilons"], 1e9)
-    raw["quality"]["validation"] = [{"round": 10**12, "bpb": 1e308}, {"round": 1, "bpb": -1e308}]
+    raw["quality"]["validation"] = [{"round": 10**9, "bpb": 1e308}, {"round": 1, "bpb": -1e308}]
     raw["totals"]["budgets"] = {"outsider": 1e300}
     assert [each.title for each in charts(Report.model_validate(raw))] == [
         "Clients, round by round"
     ]
-    raw["quality"]["validation"] = [{"round": 10**12, "bpb": 1.0}, {"round": 1, "bpb": 1.0}]
+    raw["quality"]["validation"] = [{"round": 10**9, "bpb": 1.0}, {"round": 1, "bpb": 1.0}]
     raw["rounds"][0]["epsilons"] = dict.fromkeys(raw["rounds"][0]["epsilons"], 0.0)
     assert len(charts(Report.model_validate(raw))) == 3
 
@@ -236,6 +244,8 @@ def test_a_page_drawn_by_other_code_or_library_is_not_compared(
         ok, detail = page_finding()
         assert ok
         assert detail.startswith("not compared")
+        assert audit(run, server_key=PIN).verdict == VERIFIED + "; report.html not compared"
+        assert audit(run).verdict == UNPINNED + "; report.html not compared"
 
 
 def test_the_chart_library_is_loaded_only_to_draw() -> None:

@@ -20,7 +20,9 @@ import fedattn.train
 from fedattn.batches import collate, pair
 from fedattn.checkpoint import read_vector
 from fedattn.clipping import CLIP_MARGIN
+from fedattn.lora import add_low_rank
 from fedattn.model import trainable_names
+from fedattn.parameters import LORA_B, lora_rank
 from fedattn.randomness import Randomness
 from fedattn.train import noise_only, record_losses, train_locally
 
@@ -35,13 +37,28 @@ ONE_STEP = {
 }
 
 
+WHICH = ["all", "bias_norm", "last_1", "lora(2)", "ffa_lora(2)"]
+
+
+def with_factors(model, which):
+    """The model as `which` trains it; factors B moved, or those of A have no gradient."""
+    if rank := lora_rank(which):
+        add_low_rank(model, rank, "ab" * 32)
+        rng = torch.Generator().manual_seed(rank)
+        with torch.no_grad():
+            for name, value in model.named_parameters():
+                if name.endswith(LORA_B):
+                    value.copy_(0.3 * torch.randn(value.shape, generator=rng))
+    return model
+
+
 @pytest.fixture
 def clipped_sum(generator, tokenizer, make_config):
     """What a device with `records` sends of its batch: (d,) float64."""
 
     def once(records, seed=1, model=None, **changes):
-        model = generator() if model is None else model
         config = make_config(**{**ONE_STEP, **changes})
+        model = with_factors(generator(), config.model.trainable) if model is None else model
         made = train_locally(model, tokenizer, records, config, Randomness.seeded(seed)).delta
         assert made.dtype == torch.float32
         return made.double()
@@ -87,14 +104,14 @@ def slow_sum(model, tokenizer, records, which, clip_norm=C):
 
 
 @pytest.mark.parametrize("noise", ["distributed", "server"])
-@pytest.mark.parametrize("which", ["all", "bias_norm"])
+@pytest.mark.parametrize("which", WHICH)
 @pytest.mark.parametrize("clip_norm", [C, 1e6])
 @pytest.mark.parametrize("size", [1, 3, 64])
 def test_the_sum_is_that_of_the_slow_twin(
     generator, tokenizer, clipped_sum, mixed_records, noise, which, clip_norm, size
 ):
     """Clipped each, summed, in the order of `read_vector`; not divided, no noise, not moved."""
-    model, records = generator(), mixed_records(9)
+    model, records = with_factors(generator(), which), mixed_records(9)
     expected = slow_sum(model, tokenizer, records, which, clip_norm)
     made = clipped_sum(
         records, model=model, privacy__noise=noise, model__trainable=which,
@@ -106,7 +123,7 @@ def test_the_sum_is_that_of_the_slow_twin(
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 32])
-@pytest.mark.parametrize("which", ["all", "bias_norm"])
+@pytest.mark.parametrize("which", WHICH)
 def test_a_batch_with_and_without_one_record_stays_within_the_sensitivity(
     clipped_sum, mixed_records, size, which
 ):

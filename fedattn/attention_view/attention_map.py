@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Final
 
 from fedattn.errors import AttentionError
@@ -86,6 +88,23 @@ class AttentionMap:
         """`by_turn`, averaged over the reply: (turns,)."""
         return _summed(self.mean(), self.turns, max(self.turns, default=-1) + 1)
 
+    def is_of(self, turns: Sequence[str], reply: str) -> bool:
+        """Whether it can be of this reply to these turns, oldest first.
+
+        The reply may lack white space around it. Turns that the window cut off may be missing,
+        and the oldest that is there may lack its beginning.
+        """
+        if "".join(self.reply).strip() != reply.strip():
+            return False
+        if not self.turns or self.turns[-1] != len(turns) - 1:
+            return not self.turns and not turns
+        oldest, texts = self.turns[0], [""] * len(turns)
+        for turn, group in groupby(zip(self.turns, self.context, strict=True), itemgetter(0)):
+            texts[turn] = "".join(text for _, text in group)
+        # (a window that begins inside a character shows the rest of it as U+FFFD)
+        begun = turns[oldest].endswith(texts[oldest].lstrip("\ufffd"))
+        return begun and texts[oldest + 1 :] == list(turns[oldest + 1 :])
+
 
 def rounded(row: Sequence[float]) -> tuple[float, ...]:
     """`row` to 4 decimals; its sum is rounded once, not once for each entry.
@@ -105,10 +124,10 @@ def rounded(row: Sequence[float]) -> tuple[float, ...]:
 
 
 def _summed(row: Sequence[float], turns: Sequence[int], count: int) -> tuple[float, ...]:
-    return tuple(
-        math.fsum(weight for weight, turn in zip(row, turns, strict=True) if turn == wanted)
-        for wanted in range(count)
-    )
+    found = [0.0] * count  # one pass: a report of others may have as many turns as tokens
+    for turn, group in groupby(zip(turns, row, strict=True), itemgetter(0)):
+        found[turn] = math.fsum(weight for _, weight in group)
+    return tuple(found)
 
 
 def _list(stored: Mapping[Any, Any], key: str) -> list[Any]:

@@ -6,27 +6,36 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from fedattn.attention_view.attention_map import AttentionMap
-from fedattn.attention_view.visible import MARKER, Piece, cut, full_shade, pieces, visible, who
+from fedattn.attention_view.visible import MARKER, Piece, cut, full_shade, pieces, who
+from fedattn.printable import printable
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
 _LONGEST = 20  # characters of a column's head
 _TITLED = 0.01  # cells of at least this share say it when pointed at
+_STYLED = 64  # the style serves replies of so many tokens; a longer one brings what it lacks
 
 
 def heat_html(attention: AttentionMap, *, with_style: bool = True, is_open: bool = False) -> Markup:
     """A `<figure>`: the context shaded by attention, and below it a table of every reply token.
 
     Complete and escaped; no script, no network. Colours are CSS variables that follow light and
-    dark. A page with several needs the style once: `with_style=False` leaves it out. `is_open`
-    unfolds the table.
+    dark. A page with several needs the style once: `with_style=False` leaves it out, but for the
+    rules that a very long reply needs besides. `is_open` unfolds the table.
     """
     from markupsafe import Markup
 
-    view = _view(attention)
-    # the template escapes every text that it is given
-    return Markup(_render("heat.html.j2", view=view, with_style=with_style, is_open=is_open))  # noqa: S704
+    rows = len(attention.reply)
+    pointed = range(max(rows, _STYLED)) if with_style else range(_STYLED, rows)
+    rendered = _render(
+        "heat.html.j2",
+        view=_view(attention),
+        with_style=with_style,
+        pointed=pointed,
+        is_open=is_open,
+    )
+    return Markup(rendered)  # noqa: S704  the template escapes every text that it is given
 
 
 def attention_page(
@@ -36,9 +45,9 @@ def attention_page(
     return _render(
         "attention.html.j2",
         heat=heat_html(attention, is_open=True),
-        reply=visible(reply),
-        what=what,
-        notes=notes,
+        reply=printable(reply),
+        what=printable(what),
+        notes=[printable(note) for note in notes],
     )
 
 
@@ -50,7 +59,7 @@ def _view(attention: AttentionMap) -> dict[str, Any]:
     last = attention.turns[-1] if attention.turns else 0
     darkest = full_shade(weights)
     rows = [
-        _row(visible(text), row, shown)
+        _row(printable(text), row, shown)
         for text, row in zip(attention.reply, attention.weights, strict=True)
     ]
     turns = []

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from fedattn.attention_view.attention_map import AttentionMap
-from fedattn.attention_view.visible import cut, pieces, visible, who
+from fedattn.attention_view.visible import cut, pieces, who
+from fedattn.errors import AttentionError
+from fedattn.printable import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,6 +20,7 @@ _CELL: Final = 0.2  # inches
 _LEFT, _RIGHT, _TOP, _BOTTOM = 1.2, 0.9, 1.2, 0.5  # inches around the cells
 _NARROWEST: Final = 3.0  # inches of cells: a short context leaves room for the title
 _LONGEST: Final = 14  # characters of a token's label
+_LARGEST: Final = 1 << 15  # pixels of a side; matplotlib draws less than twice as many
 
 
 def picture_size(attention: AttentionMap) -> tuple[int, int]:
@@ -29,8 +32,14 @@ def picture_size(attention: AttentionMap) -> tuple[int, int]:
 def heat_png(attention: AttentionMap) -> bytes:
     """The map as a PNG of `picture_size`; characters that the font lacks are drawn as boxes.
 
-    Needs matplotlib, but none of its state: no window, no `pyplot`.
+    Needs matplotlib, but none of its state: no window, no `pyplot`. AttentionError if a side would
+    have more than 32,768 pixels, about 1,000 tokens.
     """
+    if max(picture_size(attention)) > _LARGEST:
+        raise AttentionError(
+            f"attention: a picture of {len(attention.reply)} by {len(attention.context)} tokens is "
+            "too large; ask for a shorter reply, or for the HTML page"
+        )
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -65,7 +74,7 @@ def heat_png(attention: AttentionMap) -> bytes:
 
 def _label(axes: Axes, attention: AttentionMap) -> None:
     shown, shares = pieces(attention), attention.mean_by_turn()
-    reply = [cut(visible(text).strip() or "·", _LONGEST) for text in attention.reply]
+    reply = [cut(printable(text).strip() or "·", _LONGEST) for text in attention.reply]
     # (without parse_math=False a `$` in a turn would begin a formula)
     axes.set_yticks(range(len(reply)), reply, fontsize=7, parse_math=False)
     names = [cut(piece.text.strip() or "·", _LONGEST) for piece in shown]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from fedattn.attention_view.attention_map import AttentionMap
+from fedattn.printable import printable
 
 MARKER: Final = "›"  # stands for the token that begins a turn
 CUT: Final = "…"
-_BIDI: Final = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 class Piece(NamedTuple):
@@ -23,33 +22,6 @@ class Piece(NamedTuple):
     def weight(self, row: Sequence[float]) -> float:
         """Its share of attention in `row` (S,)."""
         return sum(row[place] for place in self.places)
-
-
-def visible(text: str) -> str:
-    """`text` with control characters as signs: nothing in it moves a cursor or turns a line.
-
-    Line breaks are shown as ↵, tabs as →, other controls as their picture; marks that change the
-    writing direction of what follows, and half of a surrogate pair, as U+FFFD. A character that
-    joins others (an emoji's U+200D) stays.
-
-    >>> visible("a\\x1b[31m\\n")
-    'a␛[31m↵'
-    """
-    return "".join(_sign(character) for character in text)
-
-
-def _sign(character: str) -> str:
-    if character == "\n":
-        return "↵"
-    if character == "\t":
-        return "→"
-    code = ord(character)
-    if code < 0x20:
-        return chr(0x2400 + code)
-    kind = unicodedata.category(character)
-    if kind in ("Cc", "Cs", "Zl", "Zp") or character in _BIDI:
-        return "\N{REPLACEMENT CHARACTER}"
-    return character
 
 
 def cut(text: str, longest: int) -> str:
@@ -67,7 +39,7 @@ def pieces(attention: AttentionMap) -> list[Piece]:
     for place, (text, turn) in enumerate(zip(attention.context, attention.turns, strict=True)):
         begins = not found or found[-1].turn != turn
         if text:
-            found.append(Piece(visible(text), turn, (place,)))
+            found.append(Piece(printable(text), turn, (place,)))
         elif begins:
             found.append(Piece(MARKER, turn, (place,)))
         else:

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedattn.audit.checks import CHECKS
-from fedattn.audit.evidence import CheckFailedError, gather, read_roster
+from fedattn.audit.evidence import IMPOSSIBLE, CheckFailedError, gather, read_roster
+from fedattn.audit.report_checks import is_page_compared
 from fedattn.config import Row
 from fedattn.errors import FedattnError
+from fedattn.printable import printable
 from fedattn.privacy.claims import (
     AS_IF_MASKED,
     HYPOTHETICAL,
@@ -35,8 +37,18 @@ VERIFIED = "verified: signed by the pinned server key, accounting consistent"
 _SKIPPED = (
     f"; {MASKS_SKIPPED}: no update was hidden from whoever ran it, every epsilon is {AS_IF_MASKED}"
 )
+NOT_COMPARED = "; report.html not compared"
 
-__all__ = ["UNPINNED", "VERIFIED", "AuditResult", "Finding", "audit", "audit_table", "read_roster"]
+__all__ = [
+    "NOT_COMPARED",
+    "UNPINNED",
+    "VERIFIED",
+    "AuditResult",
+    "Finding",
+    "audit",
+    "audit_table",
+    "read_roster",
+]
 
 
 @dataclass(frozen=True)
@@ -112,6 +124,9 @@ def audit(
             findings.append(Finding(number, name, True, check(evidence)))
         except (CheckFailedError, FedattnError) as reason:
             findings.append(Finding(number, name, False, str(reason)))
+        except IMPOSSIBLE as error:
+            kind = type(error).__name__  # (its own text may quote what is stored)
+            findings.append(Finding(number, name, False, f"a value that no run has ({kind})"))
     failed = [finding for finding in findings if not finding.ok]
     if failed:
         verdict = "failed: " + ", ".join(f"{f.number} {f.check}" for f in failed)
@@ -135,7 +150,9 @@ def audit(
         if (costs := evidence.hypothetical_costs) is not None:
             pretended = {row: cost.epsilon for row, cost in costs.items()}
         stated = tuple(evidence.report.assumptions)
-    except (CheckFailedError, FedattnError):
+        if not is_page_compared(evidence):
+            verdict += NOT_COMPARED
+    except (CheckFailedError, FedattnError, *IMPOSSIBLE):
         pass  # a failed check has said why
     if aggregation == "arithmetic":
         verdict += _SKIPPED
@@ -162,14 +179,14 @@ def _held(result: AuditResult) -> list[str]:
 
 
 def audit_table(result: AuditResult) -> Table:
-    """The findings as a rich table, with the verdict below."""
+    """The findings as a rich table, with the verdict below; what a file holds is safe to print."""
     from rich.table import Table
     from rich.text import Text
 
     pretends = any(label.startswith(HYPOTHETICAL) for label in result.labels)
     table = Table(
         title=f"Audit of a {HYPOTHETICAL} run" if pretends else "Audit",
-        caption=Text("\n".join([*result.labels, *_held(result), result.verdict])),
+        caption=Text("\n".join(map(printable, [*result.labels, *_held(result), result.verdict]))),
         caption_justify="left",
     )
     table.add_column("#", justify="right")
@@ -178,5 +195,5 @@ def audit_table(result: AuditResult) -> Table:
     table.add_column("detail", overflow="fold")
     for finding in result.findings:
         mark = Text("ok", style="green") if finding.ok else Text("FAILED", style="bold red")
-        table.add_row(str(finding.number), finding.check, mark, Text(finding.detail))
+        table.add_row(str(finding.number), finding.check, mark, Text(printable(finding.detail)))
     return table

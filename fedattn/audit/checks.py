@@ -35,5 +35,6 @@ CHECKS: Sequence[tuple[str, Callable[[Evidence], str]]] = (
     ("NOT PRIVATE labels", report.not_private_labels),
     ("masks", report.masks),
     ("assumptions and caveats", report.sentences),
+    ("quality", report.quality),
     ("report page", report.page),
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from fedattn.audit.evidence import Evidence, contains, require
+from fedattn.audit.evidence import Evidence, require, same_sentences
 from fedattn.config import Row
 from fedattn.privacy.claims import (
     HYPOTHETICAL,
@@ -155,7 +155,7 @@ def _same_claims(stated: Sequence[ClaimSection], wanted: Sequence[Claim], what: 
         require(_close(found.delta, allowed.delta), f"{who}: delta {found.delta:.8g}")
         require(_close(found.failures, allowed.failures), f"{who}: failures {found.failures:.8g}")
         require(found.unit == allowed.unit, f"{who}: unit {found.unit}, not {allowed.unit}")
-        contains(found.assumptions, allowed.assumptions, who)
+        same_sentences(found.assumptions, allowed.assumptions, who)
 
 
 def _close(found: float, recomputed: float) -> bool:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Final
 
 from fedattn.config import Config, Row, config_from_dict
 from fedattn.entries import Close, Intent, Open, Release
-from fedattn.errors import FedattnError, RunError
+from fedattn.errors import FedattnError, LedgerError, RunError
 from fedattn.ledger import LedgerEntry, read_ledger
 from fedattn.privacy.events import Event
 from fedattn.privacy.rows import RowSpend, hypothetical_spends, spends
@@ -27,6 +28,8 @@ from fedattn.report import (
 )
 from fedattn.signing import fingerprint
 
+# What a value that no run has may raise where nothing expects it: a finding or error, no crash.
+IMPOSSIBLE: Final = (ArithmeticError, LookupError, RecursionError, TypeError, ValueError)
 _HEX = re.compile(r"\A[0-9a-f]{64}\Z")
 
 
@@ -40,10 +43,16 @@ def require(condition: bool, finding: str) -> None:
         raise CheckFailedError(finding)
 
 
-def contains(stated: Iterable[str], wanted: Iterable[str], where: str) -> None:
-    """Raise CheckFailedError unless every wanted sentence is among the stated ones."""
-    missing = set(wanted) - set(stated)
-    require(not missing, f"{where}: missing “{min(missing, default='')}”")
+def same_sentences(stated: Sequence[str], wanted: Sequence[str], where: str) -> None:
+    """Raise CheckFailedError unless the stated sentences are the wanted ones, in order.
+
+    One more could say that the others do not count.
+    """
+    missing = [line for line in wanted if line not in stated]
+    require(not missing, f"{where}: missing “{missing[0] if missing else ''}”")
+    added = [line for line in stated if line not in wanted]
+    require(not added, f"{where}: “{added[0] if added else ''}” follows from nothing")
+    require(list(stated) == list(wanted), f"{where}: repeated, or in another order")
 
 
 @dataclass(frozen=True)
@@ -160,7 +169,11 @@ def gather(
     ledger_path, report_path = run_dir / LEDGER_FILE, run_dir / REPORT_FILE
     if not ledger_path.exists():
         raise RunError(f"{run_dir}: not a run directory, {LEDGER_FILE} is missing")
-    entries = read_ledger(ledger_path)
+    try:
+        entries = read_ledger(ledger_path)
+    except IMPOSSIBLE as error:
+        kind = type(error).__name__
+        raise LedgerError(f"{ledger_path}: has a value that no run has ({kind})") from None
     if not report_path.exists():
         raise RunError(_unfinished(run_dir, entries))
     signature_path = run_dir / SIGNATURE_FILE
@@ -233,7 +246,7 @@ def _unfinished(run_dir: Path, entries: list[LedgerEntry]) -> str:
             f"its ledger says that {rounds} round(s) spent epsilon {show_epsilon(cost.epsilon)} "
             f"against an outsider at delta {cost.delta:g} so far (not verified)"
         )
-    except (CheckFailedError, FedattnError):
+    except (CheckFailedError, FedattnError, *IMPOSSIBLE):
         spent = "what it spent cannot be read from its ledger"
     return (
         f"{run_dir}: the run {state}; {spent}. Go on with it by `--resume`, or count that as spent "

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 
-from fedattn.audit.evidence import CheckFailedError, Evidence, contains, require
+from fedattn.audit.evidence import CheckFailedError, Evidence, require, same_sentences
 from fedattn.entries import (
     SIMULATED,
     SIMULATION,
@@ -27,6 +27,7 @@ from fedattn.privacy.claims import (
     labels,
 )
 from fedattn.privacy.masks import masks_label
+from fedattn.protocol import DATA, EXAMPLES, PROTOCOL
 from fedattn.report import (
     HTML_FILE,
     PURPOSE,
@@ -126,7 +127,8 @@ def models(e: Evidence) -> str:
 def not_private_labels(e: Evidence) -> str:
     """A run without noise or with a seed says NOT PRIVATE; a private one has no need to."""
     wanted = [line for line in labels(e.config) if line.startswith(NOT_PRIVATE)]
-    contains(e.report.notes, wanted, "notes")
+    loud = [note for note in e.report.notes if note.startswith(NOT_PRIVATE)]
+    same_sentences(loud, wanted, "notes")
     if not wanted:
         require(e.config.is_private, "no label, and yet not private")
         return "none needed"
@@ -159,19 +161,51 @@ def masks(e: Evidence) -> str:
 
 
 def sentences(e: Evidence) -> str:
-    """Assumptions and caveats that the config demands are all there."""
+    """Assumptions, caveats and notes are those that the config demands, none less and none more."""
     held_by = e.opened.authority_held_by
-    contains(e.report.assumptions, assumptions(e.config, held_by), "assumptions")
-    contains(e.report.caveats, caveats(e.config, held_by), "caveats")
+    same_sentences(e.report.assumptions, assumptions(e.config, held_by), "assumptions")
+    same_sentences(e.report.caveats, caveats(e.config, held_by), "caveats")
+    same_sentences(e.report.notes, labels(e.config), "notes")
     return f"{len(e.report.assumptions)} assumptions, {len(e.report.caveats)} caveats"
+
+
+def quality(e: Evidence) -> str:
+    """Quality is told of released rounds, and of the frozen protocol only where it can be.
+
+    Whether the figures are those of the models is the server's word: an audit runs no model.
+    """
+    told = e.report.quality
+    released = {release.round for _, _, release in e.releases}
+    measured = [point.round for point in told.validation]
+    require(
+        measured == sorted(released.intersection(measured)),
+        "validation: a round that released nothing, one told twice, or out of order",
+    )
+    if told.protocol is None:
+        return "the server's word; not of the frozen protocol"
+    for key in ("source", "salt", "validation_share", "test_share", "min_turns"):
+        require(
+            getattr(e.config.data, key) == getattr(DATA, key),
+            f"names {PROTOCOL}, which is of another data.{key}",
+        )
+    require(
+        told.examples == EXAMPLES == e.config.eval.examples,
+        f"names {PROTOCOL}, which is of {EXAMPLES} replies",
+    )
+    return f"the server's word, on the replies of {PROTOCOL}"
+
+
+def is_page_compared(e: Evidence) -> bool:
+    """Whether report.html was rendered by the same code and libraries as are here."""
+    return e.report.page_sha256 == page_sha256()
 
 
 def page(e: Evidence) -> str:
     """report.html shows what report.json says."""
-    if e.report.page_sha256 != page_sha256():
+    if not is_page_compared(e):
         return (
-            "not compared: rendered by another version of fedattn or its chart library; "
-            "trust report.json"
+            "not compared: rendered by another version of fedattn or its libraries; trust "
+            "report.json"
         )
     try:
         stored = (e.run_dir / HTML_FILE).read_bytes()

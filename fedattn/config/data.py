@@ -19,6 +19,7 @@ class CleanConfig(Section):
     english: bool = False  # drop conversations that are hardly English
     min_reply_words: Annotated[int, Field(ge=0)] = 0  # replies with fewer words stay context
     mask_pii: bool = False  # emails, phones, URLs, card-like numbers become placeholders
+    region: Annotated[str, Field(pattern=r"^[A-Z]{2}$")] = "US"  # whose national phones are known
 
 
 class DataConfig(Section):

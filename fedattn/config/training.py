@@ -10,7 +10,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from fedattn.config.section import Count, Positive, Section, Share
 
 Trainable: TypeAlias = str | tuple[str, ...]  # see ModelConfig
-_TRAINABLE = r"all|bias_norm|last_[1-9]\d?|(ffa_)?lora\([1-9]\d{0,2}\)"
+_TRAINABLE = r"all|bias_norm|last_[1-9][0-9]?|(ffa_)?lora\([1-9][0-9]{0,2}\)"
+_MOST_PATTERNS, _LONGEST_PATTERN = 64, 200  # an instruction's patterns are matched before it counts
 # Keys of `train` that are each device's own: they change its memory and time, not its privacy.
 LOCAL_KEYS = frozenset({"device", "threads", "clipping", "max_physical_batch", "max_batch_bytes"})
 
@@ -37,6 +38,11 @@ def _trainable(value: object) -> object:
     if isinstance(value, str) and re.fullmatch(_TRAINABLE, value):
         return value
     if isinstance(value, list | tuple) and value and all(isinstance(v, str) and v for v in value):
+        if len(value) > _MOST_PATTERNS or any(len(v) > _LONGEST_PATTERN for v in value):
+            raise ValueError(
+                f"at most {_MOST_PATTERNS} patterns of at most {_LONGEST_PATTERN} characters each; "
+                "let `*` stand for more"
+            )
         return tuple(value)
     raise ValueError(
         "must be `all`, `bias_norm`, `last_N` (decoder layers), `lora(R)` or "
@@ -63,7 +69,10 @@ class ModelConfig(Section):
 
 
 class AugmentConfig(Section):
-    """Random changes of each drawn example, from the record's own words alone (DP unchanged)."""
+    """Random changes of each drawn example, from the record's own words alone.
+
+    An example is clipped after them, so that sensitivity and epsilon are those of none.
+    """
 
     turn_drop: Share = 0.0  # chance of every context turn but the last to be left out
     truncate: Share = 0.0  # chance to keep a random number of the last context turns alone
@@ -90,7 +99,7 @@ class TrainConfig(Section):
     server_adaptivity: Positive = 1e-8  # tau of fedadam, added to the root of the second moment
     weights: Literal["uniform", "examples"] = "uniform"  # of clients in the mean
     # Examples drawn from a conversation in a step; the mean of their gradients is clipped
-    draws: Count = 1
+    draws: Annotated[int, Field(ge=1, le=256)] = 1
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
     # bfloat16: matrix products of forward and backward pass in it, norms and sums in float32
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -99,7 +108,7 @@ class TrainConfig(Section):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     threads: Annotated[int, Field(ge=0)] = 0  # torch threads; 0: torch's own choice
     max_physical_batch: Count = 64  # examples computed at once; changes memory, not privacy
-    max_batch_bytes: Count | None = None  # memory that they may take, estimated (memory.py)
+    max_batch_bytes: Count | None = None  # memory that they may take, estimated (footprint.py)
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:

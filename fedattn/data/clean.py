@@ -10,16 +10,23 @@ were before. Held-out conversations are never cleaned.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from fedattn.config import CleanConfig, DataConfig
 from fedattn.data.clean_language import is_hardly_english
-from fedattn.data.clean_pii import REGION, mask, without_placeholders
+from fedattn.data.clean_pii import known_region, mask, without_placeholders
 from fedattn.data.clean_text import junk, tidy
 from fedattn.data.dialogue import Dialogue, Turn, merge
 from fedattn.data.filters import keeps
+from fedattn.errors import DataError
 
-OFF = CleanConfig()
+_PASSES: Final = 8  # an honest conversation takes fewer
+_GERMAN: Final = (  # our own words, to try the classifier
+    "wie geht es dir heute mein freund ich war gestern mit meiner schwester auf dem markt und wir "
+    "haben frisches brot gekauft"
+)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -38,22 +45,56 @@ class Cleaned:
         return "Cleaned(<omitted>)"
 
 
-def clean(
-    dialogue: Dialogue, rules: CleanConfig, region: str = REGION, *, tidies: bool = False
-) -> Cleaned:
+def require_cleaning(rules: CleanConfig) -> None:
+    """DataError, with the remedy, unless what `rules` need works here: tried on our own words.
+
+    To be asked before records are cleaned: one whose cleaning raises counts as absent, and without
+    a package that would be each of them, in silence. It depends on no data.
+    """
+    if rules.mask_pii:
+        if not _works(lambda: mask("+1 415-555-2671")[0] == "<phone>"):
+            raise _missing("mask_pii", "phonenumbers", "phonenumberslite")
+        if not known_region(rules.region):
+            raise DataError(
+                f"data.clean.region: {rules.region} has no known phone numbers; set an ISO 3166 "
+                "code such as US, GB or DE"
+            )
+    if rules.english and not _works(lambda: is_hardly_english(_GERMAN)):
+        raise _missing("english", "py3langid", "py3langid")
+
+
+def _works(trial: Callable[[], bool]) -> bool:
+    try:
+        return trial()
+    except Exception:
+        return False
+
+
+def _missing(rule: str, package: str, install: str) -> DataError:
+    return DataError(
+        f"data.clean.{rule}: package {package} is missing or broken; run: "
+        f"pip install --force-reinstall {install}"
+    )
+
+
+def clean(dialogue: Dialogue, rules: CleanConfig, *, tidies: bool = False) -> Cleaned:
     """`dialogue` under `rules`, its id and people as they were; cleaning again changes nothing.
 
     With `junk`, `mask_pii` or `tidies` each turn is tidied; then what is personal is masked, junk
     turns go, and neighbours of one speaker are joined, until nothing changes: what was joined is
-    looked at again. (It ends: every pass but the first drops a turn, joins two or masks more.)
-    `min_reply_words` is about replies, not text: `prepared` heeds it. `region` as of `mask`.
+    looked at again. Of a conversation that goes on changing for eight passes no turn is left.
+    `min_reply_words` is about replies, not text: `prepared` heeds it.
     """
     counts: Counter[str] = Counter()
     if rules.junk or rules.mask_pii or tidies:
-        before: tuple[Turn, ...] = ()
         turns = dialogue.turns
-        while turns != before:
-            before, turns = turns, _pass(turns, rules, region, counts)
+        for _ in range(_PASSES):
+            before, turns = turns, _pass(turns, rules, counts)
+            if turns == before:
+                break
+        else:
+            counts["empty"] += len(turns)
+            turns = ()
         dialogue = replace(dialogue, turns=turns)
     if rules.english:
         spoken = " ".join(without_placeholders(turn.text) for turn in dialogue.turns)
@@ -71,26 +112,25 @@ def prepared(
     `min_turns` turns, one usable reply, of at least `min_reply_words` words. What was done is
     added to `counts`, for the data's owner.
     """
-    if config.clean == OFF:
+    rules = config.clean
+    words = rules.min_reply_words
+    if not (rules.junk or rules.english or words or rules.mask_pii):
         return dialogue
-    made = clean(dialogue, config.clean)
+    made = clean(dialogue, rules)
     if counts is not None:
         counts.update(made.counts)
-    words = config.clean.min_reply_words
     if made.dialogue is None or not keeps(made.dialogue, config, words):
         return None
     return made.dialogue
 
 
-def _pass(
-    turns: tuple[Turn, ...], rules: CleanConfig, region: str, counts: Counter[str]
-) -> tuple[Turn, ...]:
+def _pass(turns: tuple[Turn, ...], rules: CleanConfig, counts: Counter[str]) -> tuple[Turn, ...]:
     kept = []
     for turn in turns:
         text = tidy(turn.text)
         counts["tidied"] += text != turn.text
         if rules.mask_pii:
-            text, found = mask(text, region)
+            text, found = mask(text, rules.region)
             counts.update(found)
         why = junk(text) if rules.junk and text else None
         if not text:

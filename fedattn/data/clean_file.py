@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedattn.config import CleanConfig
-from fedattn.data.clean import clean
+from fedattn.data.clean import clean, require_cleaning
 from fedattn.data.clean_duplicates import duplicates
-from fedattn.data.clean_pii import REGION, known_region
 from fedattn.data.dialogue import Dialogue
 from fedattn.data.jsonl import read_jsonl
 from fedattn.errors import DataError
@@ -34,7 +33,6 @@ class CleanOptions:
     """What `clean_file` does; `rules.min_reply_words`: one reply of so many words, or it goes."""
 
     rules: CleanConfig = _ALL
-    region: str = REGION  # whose national phone numbers are known
     is_deduplicated: bool = True
     near: float | None = 0.8  # Jaccard overlap from which two are alike; None: exact ones alone
     min_turns: int = 2
@@ -42,8 +40,6 @@ class CleanOptions:
     skip_bad: bool = False
 
     def __post_init__(self) -> None:
-        if not known_region(self.region):
-            raise DataError("--region: no such region; two capital letters, such as US or DE")
         if self.near is not None and not 0 < self.near <= 1:
             raise DataError(f"--near: is {self.near:g}, must be above 0 and at most 1")
 
@@ -77,8 +73,10 @@ def clean_file(path: Path, out: Path, options: CleanOptions) -> CleanReport:
     """Clean the conversations of `path` into the new file `out`, its owner's alone (0600).
 
     It has its name when it is whole and on disk. DataError if `out` exists, if a line is bad (by
-    number and field) and not to be skipped, if nothing is left, or if the disk refuses.
+    number and field) and not to be skipped, if nothing is left, if the disk refuses, or if what the
+    rules need is not installed.
     """
+    require_cleaning(options.rules)
     if os.path.lexists(out):
         raise DataError(f"{out}: exists; choose another --out")
     file = read_jsonl(path)
@@ -119,7 +117,7 @@ def cleaned(
     left: list[Dialogue] = []
     for dialogue in dialogues:
         try:
-            one = clean(dialogue, options.rules, options.region, tidies=True)
+            one = clean(dialogue, options.rules, tidies=True)
         except Exception:  # (its message could quote what was said)
             dropped["failed"] += 1
             counts["in_dropped"] += len(dialogue.turns)

@@ -76,10 +76,13 @@ def _cleaning(rules: CleanConfig) -> str:
                 rules.min_reply_words,
                 f"replies of fewer than {rules.min_reply_words} words kept as context alone",
             ),
-            (rules.mask_pii, "emails, URLs, card-like and phone numbers masked"),
+            (rules.mask_pii, f"emails, URLs, card-like and phone numbers ({rules.region}) masked"),
         )
         if is_on
     ]
     if not done:
         return ""
-    return f"; training conversations, each by itself, cleaned on the device: {', '.join(done)}"
+    return (
+        f"; training conversations, each by itself, cleaned as data.clean says ({', '.join(done)})"
+        "; a device with data of its own cleans as its own policy says"
+    )

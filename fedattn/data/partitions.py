@@ -6,12 +6,17 @@ from functools import lru_cache
 from pathlib import Path
 
 from fedattn.config import DataConfig
+from fedattn.data.clean import require_cleaning
 from fedattn.data.load import load_dialogues
 from fedattn.data.splits import Partition, partition
 
 
 def load_partition(config: DataConfig) -> Partition:
-    """All conversations of `config` with their owners; a file that changed is read anew."""
+    """All conversations of `config` with their owners; a file that changed is read anew.
+
+    DataError for what is wrong with the file, and if what `config.clean` needs is not installed.
+    """
+    require_cleaning(config.clean)
     return _partition(config.model_dump_json(), data_stamp(config))
 
 

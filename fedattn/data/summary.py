@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fedattn.config import DataConfig
-from fedattn.data.clean import prepared
+from fedattn.data.clean import prepared, require_cleaning
 from fedattn.data.dialogue import Dialogue
 from fedattn.data.filters import examples, keeps
 from fedattn.data.load import describe, read_source
@@ -55,6 +55,7 @@ class Summary:
 
 def inspect(config: DataConfig, *, skip_bad: bool = False) -> Summary:
     """Load, filter and partition the data set of `config` and count it; raises DataError."""
+    require_cleaning(config.clean)
     source = read_source(config, skip_bad=skip_bad)
     kept = [dialogue for dialogue in source.dialogues if keeps(dialogue, config)]
     parts = partition(kept, config)

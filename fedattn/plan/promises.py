@@ -8,7 +8,8 @@ from collections.abc import Mapping
 
 from fedattn.config import Config, Row
 from fedattn.config.protection import LARGEST_EPSILON
-from fedattn.errors import PrivacyError
+from fedattn.errors import ConfigError, PrivacyError
+from fedattn.footprint import bytes_per_conversation
 from fedattn.mechanism import Mechanism, check_mechanism, threshold_of
 from fedattn.privacy.binomial import mass, tail
 from fedattn.privacy.calibration import accounted
@@ -23,11 +24,13 @@ def check_promises(config: Config, dimension: int) -> None:
     """Raise a FedattnError, with the remedy, unless `config` can train and hold what it promises.
 
     dimension: d, trainable parameters. What needs no dimension the config itself has refused. Here:
-    a sum that wraps, shares of noise that cannot be drawn, cohorts that are too small too often,
-    a delta too large for the population that a simulated cohort pretends, and a budget that the
-    first round would pass, so that nothing would be trained.
+    a sum that wraps, a conversation that takes more memory than a batch may, shares of noise that
+    cannot be drawn, cohorts that are too small too often, a delta too large for the population that
+    a simulated cohort pretends, and a budget that the first round would pass, so that nothing would
+    be trained.
     """
     check_mechanism(config, dimension)
+    _check_memory(config)
     _check_pretended(config)
     _check_shares(config, dimension)
     _check_cohorts(config)
@@ -125,6 +128,18 @@ def _check_pretended(config: Config) -> None:
         raise PrivacyError(
             f"privacy.delta {pretended.delta:g} is above 1/(10 * {pretended.max_units}), for the "
             "population that `hypothetical` pretends; lower delta or that population"
+        )
+
+
+def _check_memory(config: Config) -> None:
+    most = config.train.max_batch_bytes
+    if most is None:
+        return
+    taken = bytes_per_conversation(config)
+    if taken > most:
+        raise ConfigError(
+            f"train.max_batch_bytes {most}: the {config.train.draws} draws of one conversation, "
+            f"which are computed at once, take {taken} bytes; raise it or lower train.draws"
         )
 
 

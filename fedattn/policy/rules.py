@@ -14,8 +14,9 @@ Nothing here reads private data. Each rule has a stable name, which is all that 
     start_model      a model to start from that is not allowed or not the one installed
     dimension        not that of the installed model
     event            a cost that is not what the config makes of a round
-    work             more computing than allowed
+    work             more computing than allowed, or more memory for one conversation
     mechanism        numbers that the codec cannot encode
+    cleaning         a package that this device's own cleaning needs is missing or broken
     replay           answered before
     participations   taken part as often as it may
     budget           epsilon would pass its budget
@@ -26,9 +27,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from fedattn.config import Config, Row
+from fedattn.config import Config, DataConfig, Row
+from fedattn.data.clean import require_cleaning
 from fedattn.device_ledger import Answer, Lines
-from fedattn.errors import PrivacyError, RefusalError
+from fedattn.errors import ConfigError, DataError, PrivacyError, RefusalError
+from fedattn.footprint import bytes_per_conversation
 from fedattn.instruction import Instruction
 from fedattn.policy.shape import Limits, Policy
 from fedattn.privacy.events import Event, GaussianSum, SkellamSum
@@ -48,6 +51,7 @@ def check(policy: Policy, instruction: Instruction) -> None:
         _check_agreed(policy.agreed_config, instruction)
     if policy.limits is not None:
         _check_limits(policy.limits, policy.seed, instruction)
+    _check_memory(policy, instruction)
 
 
 def check_round(instruction: Instruction, dimension: int) -> None:
@@ -66,6 +70,17 @@ def check_mechanism(instruction: Instruction) -> None:
     """
     if not instruction.is_computable:
         raise RefusalError("mechanism", "cannot be computed on this device")
+
+
+def check_cleaning(data: DataConfig) -> None:
+    """RefusalError unless what this device's own cleaning needs works here.
+
+    Else each conversation would count as absent: noise alone would be contributed, in silence.
+    """
+    try:
+        require_cleaning(data.clean)
+    except DataError as error:
+        raise RefusalError("cleaning", str(error)) from None
 
 
 def check_cohort(instruction: Instruction) -> None:
@@ -165,6 +180,11 @@ def _check_limits(limits: Limits, seed: int | None, instruction: Instruction) ->
     steps, clients = config.train.local_steps, config.data.clients
     if steps > limits.max_local_steps or steps * (examples or 1) > limits.max_examples:
         raise RefusalError("work", "more local steps, or examples in them, than this device allows")
+    if config.train.draws > limits.max_draws:
+        raise RefusalError(
+            "work",
+            f"{config.train.draws} draws are above this device's most, {limits.max_draws}",
+        )
     if clients > limits.max_clients:
         raise RefusalError(
             "cohort", f"{clients} clients are above this device's most, {limits.max_clients}"
@@ -183,6 +203,30 @@ def _check_limits(limits: Limits, seed: int | None, instruction: Instruction) ->
         )
     if config.model.start not in limits.model_starts:
         raise RefusalError("start_model", "is not among those that this device allows")
+
+
+def _check_memory(policy: Policy, instruction: Instruction) -> None:
+    """Else memory or time would run out where a record was drawn, and nowhere else."""
+    config = instruction.config
+    if policy.limits is not None:
+        config = config.placed(policy.placement)
+        if config.train.draws > policy.max_physical_batch:
+            raise RefusalError(
+                "work",
+                f"{config.train.draws} draws of a conversation, which are computed at once, are "
+                f"above this device's max_physical_batch, {policy.max_physical_batch}",
+            )
+    most = config.train.max_batch_bytes
+    if most is None:
+        return
+    try:
+        taken = bytes_per_conversation(config)
+    except ConfigError:
+        raise RefusalError("dimension", "trains what the model installed here has not") from None
+    if taken > most:
+        raise RefusalError(
+            "work", f"one conversation takes {taken} bytes, above max_batch_bytes, {most}"
+        )
 
 
 def _check_agreed_spend(instruction: Instruction, spent: Sequence[Answer]) -> None:

@@ -79,6 +79,7 @@ class Limits(Section):
     # what a server may make this device compute; without a bound it could stop it for days
     max_local_steps: Count = 1_000
     max_examples: Count = 100_000  # of all local steps of a round, where clients are protected
+    max_draws: Count = 16  # examples of a conversation in a step, which are computed at once
     max_clients: Count = 100_000  # of the federation
     model_starts: Annotated[list[str], Field(min_length=1)] = ["public"]  # noqa: RUF012
 
@@ -204,11 +205,12 @@ limits:
   min_colluding: {min_colluding}  # devices that may collude with the server without harm, at least
   max_local_steps: {max_local_steps}  # steps in a round
   max_examples: {max_examples}  # examples in them, in modes that protect clients
+  max_draws: {max_draws}  # examples of one conversation in a step
   max_clients: {max_clients}  # devices of a federation
   model_starts: [public]  # models to start from: `public`, or paths of files on this device
 
 device: auto  # auto: the first GPU if there is one; cpu; cuda:N
 threads: 0  # of the CPU; 0: torch's own choice
 max_batch_bytes: null  # memory ceiling of one batch on its device; null: none
-max_physical_batch: 64  # conversations computed at once, at most
+max_physical_batch: 64  # examples computed at once, at most
 """

@@ -136,10 +136,13 @@ def _named(rows: Sequence[Row]) -> str:
 
 
 def _participation(report: Report) -> Chart | None:
-    """Who answered of those contacted; a round that released nothing is a bar of its own."""
-    if not report.rounds:
+    """Who answered of those contacted; a round that released nothing is a bar of its own.
+
+    None where the report counts nobody, since clients were drawn in secret.
+    """
+    if not report.rounds or any(each.contacted is None for each in report.rounds):
         return None
-    nothing = [0 if each.survivors is not None else each.contacted for each in report.rounds]
+    nothing = [0 if each.survivors is not None else each.contacted or 0 for each in report.rounds]
     series = [
         ("answered", "in the sum", [each.survivors or 0 for each in report.rounds]),
         ("dropped", "dropped out", [each.dropouts or 0 for each in report.rounds]),
@@ -174,7 +177,7 @@ def _participation(report: Report) -> Chart | None:
 
 def _participation_in_words(rounds: Sequence[RoundSection]) -> str:
     released = [each for each in rounds if each.survivors is not None]
-    contacted = sum(each.contacted for each in released)
+    contacted = sum(each.contacted or 0 for each in released)
     dropouts = sum(each.dropouts or 0 for each in released)
     text = f"{len(released)} of {len(rounds)} rounds released a model"
     if contacted:

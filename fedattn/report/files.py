@@ -55,13 +55,12 @@ def build_report(
     model_file: str,
     model_file_sha256: str,
     samples: Sequence[Mapping[str, Any]] = (),
-    notes: Sequence[str] = (),
 ) -> Report:
     """The report of a closed ledger: everything but quality, samples and file comes from it.
 
+    Its notes are the labels NOT PRIVATE, MASKS SKIPPED, HYPOTHETICAL, as the config demands.
     RunError unless the ledger starts with `open` and ends with `close`, or if a part has another
-    shape than `Quality` and `Sample`. Labels (NOT PRIVATE, MASKS SKIPPED,
-    HYPOTHETICAL) come before `notes`.
+    shape than `Quality` and `Sample`.
     """
     bodies = [entry.body for entry in entries]
     if not (bodies and isinstance(bodies[0], Open) and isinstance(bodies[-1], Close)):
@@ -113,7 +112,7 @@ def build_report(
             ),
             assumptions=list(assumptions(config, held_by)),
             caveats=list(caveats(config, held_by)),
-            notes=[*labels(config), *notes],
+            notes=list(labels(config)),
         )
     except ValidationError as error:
         raise RunError(f"report: {problems(error)}") from None

@@ -15,23 +15,30 @@ from fedattn.signing import fingerprint
 
 _LOUD = (NOT_PRIVATE, MASKS_SKIPPED, HYPOTHETICAL)
 _TEMPLATE: Final = "assets/report.html.j2"
-_RENDERED_BY: Final = (  # what decides the page's bytes, beside the chart library
+_LIBRARIES: Final = ("jinja2", "pygal")
+_RENDERED_BY: Final = (  # what decides the page's bytes, beside these libraries
     _TEMPLATE,
     "assets/heat.html.j2",
     "attention_view/attention_map.py",
     "attention_view/page.py",
     "attention_view/visible.py",
+    "printable.py",
+    "privacy/claims.py",
+    "privacy/masks.py",
+    "privacy/sentences.py",
     "report/charts.py",
     "report/drawing.py",
     "report/html.py",
     "report/settings.py",
+    "signing.py",
 )
 
 
 def render_html(report: Report) -> str:
     """The report for people: one file, no script, no network; every text is escaped.
 
-    RunError if the report's config lacks a key that the page shows.
+    RunError if the report's config lacks a key that the page shows, or anything in the report has
+    a value that no run has and no page can show.
     """
     from jinja2 import Environment, StrictUndefined, UndefinedError
 
@@ -62,20 +69,24 @@ def render_html(report: Report) -> str:
         )
     except UndefinedError as error:
         raise RunError(f"report: {error.message}; the page cannot be rendered") from None
+    except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
+        kind = type(error).__name__  # (its own text may quote the report)
+        raise RunError(f"report: a value that no run has ({kind}); not rendered") from None
 
 
 def page_sha256() -> str:
-    """Hex digest of what renders a page: templates, code, and the chart library's version.
+    """Hex digest of what renders a page: templates, code, and the versions of its libraries.
 
     A stored page can be compared with one rendered here if this is equal. Renders nothing.
     """
     digest = hashlib.sha256()
     for name in _RENDERED_BY:
         digest.update(hashlib.sha256(_file(name)).digest())
-    try:
-        digest.update(metadata.version("pygal").encode())
-    except metadata.PackageNotFoundError:
-        digest.update(b"none")  # it cannot render, so its pages equal nobody's
+    for name in _LIBRARIES:
+        try:
+            digest.update(f"{name} {metadata.version(name)};".encode())
+        except metadata.PackageNotFoundError:
+            digest.update(b"none")  # it cannot render, so its pages equal nobody's
     return digest.hexdigest()
 
 

@@ -16,15 +16,17 @@ from fedattn.privacy.events import Event, round_event
 from fedattn.privacy.rows import row_spend
 from fedattn.report.shape import RoundSection, problems
 
-MOST_PRICED = 64  # of a longer run some rounds alone are priced: pricing all would take minutes
+MOST_PRICED = 16  # of a longer run some rounds alone are priced: pricing all would take minutes
 
 
 def round_sections(config: Config, entries: Sequence[LedgerEntry]) -> list[RoundSection]:
     """Every round of a ledger that starts with `open`, in order.
 
-    A round that was cut off is `unfinished`: spent, without an outcome. Of more than MOST_PRICED
-    rounds about that many are priced, evenly spread, the last one always. A cost that the
-    accountants refuse to bound is infinite. RunError for numbers that no run has.
+    A round that was cut off is `unfinished`: spent, without an outcome. At most MOST_PRICED rounds
+    are priced, evenly spread, the last one always. A cost that the accountants refuse to bound is
+    infinite. Where clients are sampled, who reads a report must not learn how many were drawn:
+    outsiders do, and their epsilon is amplified by that secret. RunError for numbers that no run
+    has.
     """
     try:
         return _sections(config, entries)
@@ -36,15 +38,16 @@ def _sections(config: Config, entries: Sequence[LedgerEntry]) -> list[RoundSecti
     bodies = [entry.body for entry in entries]
     ends = {body.intent: body for body in bodies if isinstance(body, Release | Abort)}
     events = [body.priced for body in bodies if isinstance(body, Intent)]
-    priced = _priced(len(events))
+    priced, is_secret = _priced(len(events)), config.privacy.client_rate < 1
     sections, spent = [], 0
     for entry in entries:
         body = entry.body
         if isinstance(body, Skip):
-            sections.append(RoundSection(number=body.round, outcome="skipped", contacted=0))
+            nobody = None if is_secret else 0
+            sections.append(RoundSection(number=body.round, outcome="skipped", contacted=nobody))
         if isinstance(body, Intent):
             spent += 1
-            section = _told(body, ends.get(entry.hash))
+            section = _told(body, ends.get(entry.hash), is_secret=is_secret)
             if spent in priced:
                 costs = {
                     "epsilons": _costs(config, events[:spent]),
@@ -55,15 +58,19 @@ def _sections(config: Config, entries: Sequence[LedgerEntry]) -> list[RoundSecti
     return sections
 
 
-def _told(intent: Intent, end: Release | Abort | None) -> RoundSection:
-    """What the ledger says of one round, without its cost."""
+def _told(intent: Intent, end: Release | Abort | None, *, is_secret: bool) -> RoundSection:
+    """What the ledger says of one round, without its cost; without its counts if `is_secret`."""
+    outcome: Literal["released", "aborted", "unfinished"] = "unfinished"
+    if end is not None:
+        outcome = "released" if isinstance(end, Release) else "aborted"
+    if is_secret:
+        return RoundSection(number=intent.round, outcome=outcome)
     if not isinstance(end, Release):
-        outcome: Literal["aborted", "unfinished"] = "unfinished" if end is None else "aborted"
         return RoundSection(number=intent.round, outcome=outcome, contacted=intent.cohort)
     released = min(end.survivors, intent.cohort)
     return RoundSection(
         number=intent.round,
-        outcome="released",
+        outcome=outcome,
         contacted=intent.cohort,
         survivors=released,
         dropouts=intent.cohort - released,

@@ -15,16 +15,19 @@ from pydantic import (
     Field,
     PlainSerializer,
     ValidationError,
+    model_validator,
 )
 
 from fedattn.attention_view.attention_map import AttentionMap
 from fedattn.config import ROWS, Row
 from fedattn.entries import Hash, Outcome, Party, SecureAggregation
 from fedattn.errors import AttentionError, RunError
+from fedattn.printable import printable
 from fedattn.privacy.claims import Claim
 from fedattn.privacy.gaussian import Bounds
 
 REPORT_FORMAT: Final = "fedattn-report/5"
+MOST_CELLS: Final = 100_000  # of one attention map: a page has to show them
 
 
 def _from_json(value: object) -> object:
@@ -50,9 +53,13 @@ Epsilon: TypeAlias = Annotated[
 
 def _attention(value: dict[str, Any]) -> dict[str, Any]:
     try:
-        return AttentionMap.from_json(value).to_json()
+        found = AttentionMap.from_json(value)
     except AttentionError as error:
         raise ValueError(str(error)) from None
+    cells = len(found.context) * len(found.reply)
+    if cells > MOST_CELLS:
+        raise ValueError(f"attention.weights: has {cells} numbers, must be at most {MOST_CELLS}")
+    return found.to_json()
 
 
 Count = Annotated[int, Field(ge=0)]
@@ -157,12 +164,13 @@ class RoundSection(Section):
     """One round, and what all rounds up to it cost together.
 
     Costs are those of `Totals` at that time; a skipped round has none, nor have most rounds of a
-    run of hundreds.
+    run of hundreds. Where clients are sampled in secret nothing counts them: the outsider's epsilon
+    is for somebody who does not know how many were drawn.
     """
 
     number: Few
     outcome: Literal["released", "aborted", "skipped", "unfinished"]  # unfinished: spent, cut off
-    contacted: Few  # clients of the round's cohort
+    contacted: Few | None = None  # clients of the round's cohort
     survivors: Few | None = None  # whose updates are in the sum; of a released round alone
     dropouts: Few | None = None  # contacted and not in the sum
     epsilons: Costs | None = None
@@ -172,7 +180,7 @@ class RoundSection(Section):
 class RoundQuality(Section):
     """Bits per byte on validation users after a round."""
 
-    round: Count
+    round: Few
     bpb: Number
 
 
@@ -183,7 +191,7 @@ class Quality(Section):
     bpb_after: Number | None = None
     examples: Count = 0
     bytes: Count = 0
-    protocol: str | None = None  # the frozen test protocol (protocol.py), if these are its replies
+    protocol: Literal["fedattn-test/1"] | None = None  # (protocol.py) if these are its replies
     validation: list[RoundQuality] = []
 
 
@@ -195,6 +203,14 @@ class Sample(Section):
     reply_before: str | None = None  # of the starting model
     reference: str | None = None  # what the person said
     attention: Annotated[dict[str, Any], AfterValidator(_attention)] | None = None  # of `reply`
+
+    @model_validator(mode="after")
+    def _looks_at_itself(self) -> Self:
+        if self.attention is not None:
+            seen = AttentionMap.from_json(self.attention)
+            if not seen.is_of(self.context, self.reply):
+                raise ValueError("attention: is of another reply or context than the sample's")
+        return self
 
 
 class LedgerSection(Section):
@@ -243,8 +259,9 @@ def parse_report(stored: bytes, *, where: str = "report.json") -> Report:
     """The report in `stored`; RunError if it is of another format or shape."""
     try:
         raw = json.loads(stored)
+        json.dumps(raw, ensure_ascii=False).encode()  # JSON can spell half a character: no text
     except (ValueError, RecursionError):
-        raise RunError(f"{where}: not valid JSON") from None
+        raise RunError(f"{where}: not valid JSON of valid Unicode") from None
     stated = raw.get("format") if isinstance(raw, dict) else None
     refuse_other(stated, where=where)
     try:
@@ -267,5 +284,6 @@ def refuse_other(stated: object, *, where: str) -> None:
 
 
 def problems(error: ValidationError) -> str:
-    """Every problem with its key, on one line."""
-    return "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+    """Every problem with its key, on one line that is safe to print: keys may be anybody's."""
+    found = (f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+    return printable("; ".join(found))

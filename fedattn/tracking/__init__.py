@@ -32,7 +32,8 @@ def require_trackers(names: Sequence[str]) -> None:
         if name not in NAMES:
             raise ConfigError(f"--track {name}: must be one of {', '.join(NAMES)}")
         package = name.partition("-")[0]
-        if find_spec(package) is None:
+        spec = find_spec(package)
+        if spec is None or spec.origin is None:  # a mere folder of that name has no origin
             raise RunError(
                 f"--track {name}: {package} is not installed; run `pip install 'fedattn[tracking]'`"
             )

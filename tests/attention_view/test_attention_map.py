@@ -97,6 +97,57 @@ def test_a_refusal_never_quotes_the_text():
     assert "secret" not in str(caught.value)
 
 
+class Counted(tuple):
+    """A row that counts how often it is gone through."""
+
+    passes = 0
+
+    def __iter__(self):
+        Counted.passes += 1
+        return super().__iter__()
+
+
+def test_turns_are_summed_in_one_pass_however_many_there_are():
+    size = 40
+    seen = AttentionMap(("a",) * size, tuple(range(size)), ("x",), (Counted([1 / size] * size),))
+    Counted.passes = 0
+    assert seen.by_turn() == ((1 / size,) * size,)
+    assert Counted.passes == 1
+
+
+@pytest.mark.parametrize(
+    ("turns", "reply", "expected"),
+    [
+        (("so", "hé you"), "fine, no", True),
+        (("so", "hé you"), " fine, no ", True),
+        (("and so", "hé you"), "fine, no", True),  # the window lacks its beginning
+        (("so", "hé you"), "fine", False),
+        (("so", "he you"), "fine, no", False),
+        (("so",), "fine, no", False),
+        (("so", "hé you", "hm"), "fine, no", False),
+        (("so that", "hé you"), "fine, no", False),
+        ((), "fine, no", False),
+    ],
+)
+def test_a_map_is_of_its_own_reply_and_turns_alone(turns, reply, expected):
+    context, numbers = ("", "so", "", "h", "é", "", " you"), (0, 0, 1, 1, 1, 1, 1)
+    seen = AttentionMap(context, numbers, ("fine", ", no"), ((1 / 7,) * 7,) * 2)
+    assert seen.is_of(turns, reply) is expected
+
+
+@pytest.mark.parametrize("window", range(4, 24))
+def test_a_model_s_map_is_of_what_it_was_made_for(generator, tokenizer, window):
+    from fedattn.attention_view.compute import attention_of
+    from fedattn.generate import reply_to
+
+    model, turns = generator(context_tokens=window), ["hé", "über 🙂 ", "ok?"]
+    reply = reply_to(model, tokenizer, turns, max_tokens=6)
+    seen = attention_of(model, tokenizer, turns, reply.ids)
+    assert seen.is_of(turns, reply.text)
+    assert not seen.is_of(turns, reply.text + "!")
+    assert not seen.is_of([*turns[:-1], "ok!"], reply.text)
+
+
 def test_views_and_command_import_nothing_heavy_before_they_need_it():
     code = (
         "import fedattn.attention_view.page, fedattn.attention_view.terminal, sys;"

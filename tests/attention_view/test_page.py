@@ -103,6 +103,25 @@ def test_several_on_one_page_need_the_style_once(attention):
     assert "<details open>" in heat_html(attention, is_open=True)
 
 
+@pytest.mark.parametrize("size", [3, 64, 65, 90])
+@pytest.mark.parametrize("with_style", [True, False])
+def test_every_token_of_a_reply_of_any_length_can_be_pointed_at(size, with_style):
+    seen = AttentionMap(("", "a"), (0, 0), ("x",) * size, ((0.5, 0.5),) * size)
+    short = AttentionMap(("", "a"), (0, 0), ("x",), ((0.5, 0.5),))
+    page = heat_html(seen, with_style=with_style)
+    if not with_style:  # another heat on the page has the style
+        page = heat_html(short) + page
+    Page(str(page))
+    pointed = {int(place) for place in re.findall(r"\.t(\d+):is\(:hover", page)}
+    assert set(range(size)) <= pointed
+    assert max(int(place) for place in re.findall(r'"token t(\d+)"', page)) == size - 1
+
+
+def test_a_note_and_a_title_turn_no_writing_round(attention):
+    page = attention_page(attention, reply="x", what="a\u202eb", notes=("c\u2066d\x1b",))
+    assert not set(page) & set("\u202e\u2066\x1b")
+
+
 @pytest.mark.parametrize(
     "empty", [AttentionMap((), (), (), ()), AttentionMap(("a",), (0,), (), ())]
 )

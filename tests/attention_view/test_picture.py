@@ -11,6 +11,7 @@ import pytest
 
 from fedattn.attention_view.attention_map import AttentionMap
 from fedattn.attention_view.picture import heat_png, picture_size
+from fedattn.errors import AttentionError
 
 
 def chunks(png):
@@ -41,6 +42,13 @@ def test_more_tokens_make_a_larger_picture(saying):
     small, large = picture_size(saying("a" * 20)), picture_size(saying("a" * 40))
     assert large[0] - small[0] == 20 * 30
     assert large[1] == small[1]
+
+
+def test_a_picture_that_cannot_be_drawn_is_refused(saying):
+    long = AttentionMap(("a",), (0,), ("x",) * 2_500, ((1.0,),) * 2_500)
+    for seen in (long, saying("a" * 2_500)):
+        with pytest.raises(AttentionError, match="too large; ask for a shorter reply"):
+            heat_png(seen)
 
 
 def test_other_weights_are_another_picture(attention):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import re
+import unicodedata
 
 import pytest
 from rich.console import Console
 
 from fedattn.attention_view.attention_map import AttentionMap
 from fedattn.attention_view.terminal import heat_line
-from fedattn.attention_view.visible import cut, full_shade, pieces, visible
+from fedattn.attention_view.visible import cut, full_shade, pieces
 
 
 def printed(attention, **options):
@@ -89,8 +90,16 @@ def test_every_token_is_in_one_piece_and_an_ending_joins_its_beginning():
     assert sum(each.weight(seen.weights[0]) for each in found) == pytest.approx(1)
 
 
-def test_an_emoji_of_several_characters_stays_whole():
-    assert visible("👨‍👩‍👧‍👦🇩🇪é") == "👨‍👩‍👧‍👦🇩🇪é"
+def test_an_emoji_of_several_characters_stays_whole(saying):
+    assert "👨‍👩‍👧‍👦🇩🇪é" in "".join(each.text for each in pieces(saying("👨‍👩‍👧‍👦🇩🇪é")))
+
+
+def test_what_is_shown_has_no_control_or_format_character_of_unicode():
+    kinds = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+    planted = {sign for sign in map(chr, range(0x110000)) if unicodedata.category(sign) in kinds}
+    (shown,) = pieces(AttentionMap(("".join(planted),), (0,), ("x",), ((1.0,),)))
+    left = planted & set(shown.text)
+    assert left == {"\u200c", "\u200d"}  # they join letters and emoji, and move nothing
 
 
 def test_even_attention_is_drawn_light():

@@ -1,6 +1,8 @@
 """Cleaning: each conversation by its own words, ids and owners unmoved, twice is once."""
 
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -8,19 +10,26 @@ from hypothesis import strategies as st
 
 import fedattn.records
 from fedattn.config import CleanConfig, DataConfig
-from fedattn.data import Dialogue, Turn, describe, load_partition
-from fedattn.data.clean import clean, prepared
+from fedattn.data import Dialogue, Turn, clean_language, describe, load_partition
+from fedattn.data.clean import clean, prepared, require_cleaning
+from fedattn.data.clean_file import CleanOptions, clean_file
 from fedattn.data.clean_language import is_hardly_english
 from fedattn.data.clean_text import junk, tidy
+from fedattn.data.summary import inspect
+from fedattn.errors import DataError, RefusalError
 from fedattn.kept_tokens import VARIABLE, open_tokens, write_tokens
-from fedattn.policy import OwnData
+from fedattn.policy import OwnData, rules
 from fedattn.records import tokenize, training_records
+from fedattn.simulate import simulate
 from fedattn.tokens import Tokenizer
 from tests.federation import conversations, tiny, write
 
 EVERYTHING = CleanConfig(junk=True, english=True, min_reply_words=2, mask_pii=True)
 TOKENIZER = Tokenizer(257)
-GERMAN = "Wie geht es dir heute, mein Freund? Mir geht es wirklich sehr gut."
+GERMAN = (
+    "Wie geht es dir heute, mein Freund? Mir geht es wirklich sehr gut. Ich war gestern mit meiner "
+    "Schwester auf dem Markt, und wir haben frisches Brot gekauft."
+)
 
 
 def talk(id, *texts):
@@ -104,13 +113,18 @@ def test_nothing_is_left_of_a_conversation_of_junk():
     ("text", "is_foreign"),
     [
         (GERMAN, True),
-        ("bonjour mon ami, comment ça va? moi je vais très bien aujourd'hui", True),
+        ("bonjour mon ami, comment ça va? moi je vais très bien aujourd'hui, on mange ensemble ce "
+         "soir chez ta mère ou tu préfères rester à la maison", True),
+        ("你好，今天过得怎么样？我昨天和朋友去了市场，买了一些新鲜的面包和水果。", True),
+        ("gg wp ez clap pog poggers kek lmao rofl xd xd xd xd lul lul", False),
+        ("ok " * 40, False),
+        ("Pizza spaghetti lasagna gelato pasta pesto mozzarella tiramisu", False),
         ("привет, как у тебя дела сегодня? у меня всё хорошо, спасибо большое", True),
         ("ok u 2 lol brb gotta go eat dinner w my fam, ttyl dude! gn xoxo", False),
         ("hey wassup bro? nm wbu, wanna chill l8r? sure thing, see you at 8", False),
         ("ja", False),  # too short to be judged
     ],
-)
+)  # fmt: skip
 def test_conversations_that_are_hardly_english_are_told(text, is_foreign):
     assert is_hardly_english(text) is is_foreign
     assert is_hardly_english(text) is is_foreign
@@ -183,6 +197,96 @@ def test_a_list_is_cleaned_as_each_alone_and_one_more_changes_no_other(corpus, r
         assert training_records(rest, TOKENIZER, config) == without
 
 
+def test_national_phones_are_those_of_the_region_of_the_config():
+    item = talk("c", "ruf an: 030 901820", "hello there")
+    made = [
+        prepared(item, DataConfig(min_turns=2, clean=CleanConfig(mask_pii=True, region=region)))
+        for region in ("US", "DE")
+    ]
+    assert [texts_of(each)[0] for each in made] == ["ruf an: 030 901820", "ruf an: <phone>"]
+    assert OwnData(path="x", clean=CleanConfig(region="DE")).config.clean.region == "DE"
+
+
+@pytest.mark.parametrize("region", ["us", "USA", "U", "49", ""])
+def test_a_region_is_two_capital_letters(region):
+    with pytest.raises(ValueError, match="region"):
+        CleanConfig(region=region)
+
+
+def test_a_conversation_that_goes_on_changing_is_absent():
+    """Of a nest of card halves a pass masks and drops the innermost, and joins what is around."""
+
+    def nested(depth):
+        outer = ["b", *("ab"[i % 2] for i in range(depth))]
+        speakers = [*outer, "ab"[depth % 2], *outer[::-1]]
+        inside = [*["4111 1111"] * depth, "!!!", *["1111 1111"] * depth]
+        texts = ["hello there", *inside, "how are you"]
+        return Dialogue("c", tuple(map(Turn, speakers, texts)))
+
+    rules = CleanConfig(junk=True, mask_pii=True)
+    (shallow, deep) = (clean(nested(depth), rules) for depth in (3, 20))
+    assert texts_of(shallow.dialogue) == ["hello there how are you"]
+    assert (shallow.counts["card"], shallow.counts["symbols"]) == (3, 4)
+    assert deep.dialogue.turns == ()
+    gone = sum(deep.counts[kind] for kind in ("symbols", "empty", "joined"))
+    assert gone == len(nested(20).turns)
+    assert prepared(nested(20), DataConfig(min_turns=2, clean=rules)) is None
+
+
+@pytest.fixture
+def without_package(monkeypatch):
+    """Imports of a package fail, and what was loaded of it is forgotten."""
+
+    def lose(package):
+        for name in [each for each in sys.modules if each.split(".")[0] == package]:
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.setitem(sys.modules, package, None)
+        clean_language._identifier.cache_clear()
+
+    yield lose
+    clean_language._identifier.cache_clear()
+
+
+NEEDS = [("phonenumbers", {"mask_pii": True}), ("py3langid", {"english": True})]
+
+
+@pytest.mark.parametrize(("package", "rule"), NEEDS)
+def test_without_a_package_that_cleaning_needs_nothing_starts(
+    package, rule, without_package, dirty, tmp_path
+):
+    config = dirty.model_copy(update={"clean": CleanConfig(**rule)})
+    require_cleaning(config.clean)
+    without_package(package)
+    for start in (
+        lambda: require_cleaning(config.clean),
+        lambda: load_partition(config),
+        lambda: inspect(config),
+        lambda: clean_file(Path(dirty.path), tmp_path / "out", CleanOptions(rules=config.clean)),
+        lambda: simulate(tiny(Path(dirty.path), data={"clean": rule}), tmp_path / "run"),
+    ):
+        with pytest.raises(DataError, match=rf"{package} is missing .* pip install"):
+            start()
+    assert not (tmp_path / "run").exists()
+    load_partition(dirty)  # what asks for no cleaning needs nothing
+
+
+@pytest.mark.parametrize(("package", "rule"), NEEDS)
+def test_a_device_declines_before_it_spends_if_its_cleaning_cannot_run(
+    package, rule, without_package
+):
+    config = OwnData(path="x.jsonl", clean=CleanConfig(**rule)).config
+    rules.check_cleaning(config)
+    without_package(package)
+    with pytest.raises(RefusalError, match="missing or broken") as caught:
+        rules.check_cleaning(config)
+    assert caught.value.rule == "cleaning"
+
+
+def test_a_region_that_nobody_knows_is_refused():
+    with pytest.raises(DataError, match=r"data\.clean\.region: XX"):
+        require_cleaning(CleanConfig(mask_pii=True, region="XX"))
+
+
 def test_a_conversation_whose_cleaning_fails_is_absent_alone(monkeypatch):
     config = DataConfig(min_turns=2, clean=CleanConfig(mask_pii=True))
     corpus = [talk(f"c{i}", f"hello {i}", "and hello") for i in range(4)]
@@ -251,5 +355,14 @@ def test_a_device_cleans_its_own_data_if_its_policy_says_so(dirty):
 def test_the_description_names_the_cleaning_and_only_if_there_is_any():
     assert "cleaned" not in describe(DataConfig())
     said = describe(DataConfig(clean=EVERYTHING))
-    for part in ("each by itself", "without words", "hardly English", "than 2 words", "masked"):
+    for part in (
+        "each by itself",
+        "without words",
+        "hardly English",
+        "than 2 words",
+        "(US) masked",
+    ):
         assert part in said
+    # what a device with data of its own does is not the config's to say
+    assert said.endswith("; a device with data of its own cleans as its own policy says")
+    assert "on the device" not in said

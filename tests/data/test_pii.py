@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedattn.data import clean_pii
 from fedattn.data.clean_pii import PLACEHOLDERS, luhn, mask
 from fedattn.tokens import Tokenizer
 
@@ -24,6 +25,26 @@ from fedattn.tokens import Tokenizer
         ("card 4111 1111 1111 1111 exp 12/27", "card <card> exp 12/27"),
         ("5500-0055-5555-5559", "<card>"),
         ("378282246310005", "<card>"),
+        ("card 4111111111111111 123", "card <card> 123"),
+        ("my card is 4111 1111 1111 1111 12/26 cvv 123", "my card is <card> 12/26 cvv 123"),
+        ("exp 12/25 4111 1111 1111 1111", "exp 12/25 <card>"),
+        ("card 1 4111 1111 1111 1111", "card 1 <card>"),
+        ("4111111111111111 5500005555555559", "<card> <card>"),
+        ("visa-4111111111111111", "visa-<card>"),
+        ("visa,4111111111111111", "visa,<card>"),
+        ("4111.1111.1111.1111", "<card>"),
+        ("4111\u20131111\u20131111\u20131111", "<card>"),
+        ("4111 - 1111 - 1111 - 1111", "<card>"),
+        ("https://example.com/unsub?email=ann@example.org&token=SECRET123", "<url>"),
+        ("https://ann@example.com/reset?token=SECRET", "<url>"),
+        ("https://user:pw@example.com/private/path", "<url>"),
+        ("ssh://ann:pw@example.de/home, ok", "<url>, ok"),
+        ("see example.com:8080/private?token=S", "see <url>"),
+        ("_www.example.org/ann_", "_<url>"),
+        ("_ann@example.org_", "<email>_"),
+        ("ann@example.org-thanks", "<email>-thanks"),
+        ("ann@example.org--", "<email>--"),
+        ("ann@example.org2", "<email>2"),
     ],
 )
 def test_what_is_personal_becomes_a_placeholder(text, masked):
@@ -40,6 +61,12 @@ def test_what_is_personal_becomes_a_placeholder(text, masked):
         "192.168.100.200",
         "4111 1111 1111 1112",  # no card: the check digit is wrong
         "0000 0000 0000 0000",
+        "card 1 4111 1111 1111 1112",
+        "1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20",
+        "2024-01-05 2024-02-06 2024-03-07 2024-04-08",
+        "21-19 18-21 21-15 11-21 25-23 22-20 21-18",
+        "$1,299.99 2,499.99 12.500,00 1.234.567.890.123",
+        "v1.2.3 2.10.14 2026.1.3.11",
         "ok.so what.are you doing...tomorrow",
         "me @ home @ 5",
         "2 + 2 = 4, 100%",
@@ -92,10 +119,42 @@ def test_masking_twice_is_masking_once(text):
     assert (masked == text) == (not found)
 
 
-@pytest.mark.parametrize("unit", ["a", "1", "1 ", "a@", "a.", "www.", "1-", "+1", "http://", "<"])
-def test_long_texts_of_one_thing_are_read_whole(unit):
-    """A pattern that backtracks over them would not come back."""
-    mask(unit * (60_000 // len(unit)))
+LONG = ["a", "1", "1 ", "a@", "a.", "www.", "1-", "+1", "http://", "<"]
+CARDS = ["4111111111111111 ", "4111 1111 1111 1111 "]
+
+
+@pytest.mark.parametrize("unit", [*LONG, *CARDS])
+def test_long_texts_of_one_thing_are_read_whole_and_twice_at_most(unit, monkeypatch):
+    """A pattern that backtracks over them, or a pass for each find, would not come back."""
+    passes = []
+    true_pass = clean_pii._masked_once
+
+    def counted(text, region, found):
+        passes.append(len(text))
+        return true_pass(text, region, found)
+
+    monkeypatch.setattr(clean_pii, "_masked_once", counted)
+    masked, _ = mask(unit * (60_000 // len(unit)))
+    assert len(passes) <= 2
+    assert unit not in CARDS or not any(map(str.isdecimal, masked))
+
+
+def test_years_in_a_row_hold_no_card_by_chance():
+    for first in range(1900, 2090):
+        text = "born " + " ".join(str(year) for year in range(first, first + 10))
+        assert mask(text) == (text, {})
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.integers(0, 99_999).map(str) | st.sampled_from(CARDS), max_size=8))
+def test_no_card_stays_whatever_numbers_stand_around_it(parts):
+    assert "4111 1111 1111 1111" not in mask(" ".join(map(str.strip, parts)))[0]
+    assert "4111111111111111" not in mask(" ".join(map(str.strip, parts)))[0]
+
+
+def test_a_text_that_goes_on_changing_becomes_empty(monkeypatch):
+    monkeypatch.setattr(clean_pii, "_masked_once", lambda text, *_: text + "x")
+    assert mask("a") == ("", {})
 
 
 @pytest.mark.parametrize("size", [257, 4096])

@@ -161,6 +161,16 @@ def test_a_missing_package_names_the_extra(name, monkeypatch):
         require_trackers([name])
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_folder_of_a_package_s_name_is_no_package(name, monkeypatch, tmp_path):
+    package = name.partition("-")[0]
+    (tmp_path / package).mkdir()  # as a run's own output might be
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, package, raising=False)
+    with pytest.raises(RunError, match="is not installed"):
+        require_trackers([name])
+
+
 def test_runs_lie_in_their_own_folder_or_side_by_side(tmp_path):
     run_dir = tmp_path / "quickstart-1"
     assert tracking_folder(run_dir, None) == run_dir / "tracking"

@@ -1,0 +1,74 @@
+"""What a report says of quality is of released rounds, and of the frozen protocol where it can be.
+
+The figures themselves no audit can check: it runs no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedattn.audit import audit
+from fedattn.config import Config, config_from_dict
+from fedattn.protocol import DATA, EXAMPLES, PROTOCOL
+from fedattn.report import Report
+from tests.run_builder import PIN, SERVER, Run, config, failed, resign_report
+
+
+def frozen(**changes: Any) -> Config:
+    """A config that measures on the frozen protocol."""
+    raw = config().model_dump(mode="json")
+    raw["data"] = {**DATA.model_dump(mode="json"), "clients": 4, **changes}
+    raw["eval"]["examples"] = EXAMPLES
+    return config_from_dict(raw)
+
+
+def naming(examples: int = EXAMPLES) -> Callable[[Report], Report]:
+    def named(report: Report) -> Report:
+        quality = report.quality.model_copy(update={"protocol": PROTOCOL, "examples": examples})
+        return report.model_copy(update={"quality": quality})
+
+    return named
+
+
+def test_the_frozen_protocol_is_named_by_a_run_that_holds_out_its_people(tmp_path: Path) -> None:
+    result = audit(Run(tmp_path / "run", frozen(), report=naming()).write(), server_key=PIN)
+    assert result.ok
+    told = next(f.detail for f in result.findings if f.check == "quality")
+    assert told == f"the server's word, on the replies of {PROTOCOL}"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"salt": "another"},
+        {"validation_share": 0.2},
+        {"test_share": 0.05},
+        {"min_turns": 2},
+        {"source": "jsonl", "path": "mine.jsonl"},
+    ],
+    ids=str,
+)
+def test_a_run_on_other_people_cannot_name_the_frozen_protocol(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    run = Run(tmp_path / "run", frozen(**changes), report=naming()).write()
+    assert failed(audit(run, server_key=PIN)) == {"quality"}
+
+
+def test_nor_can_a_run_with_fewer_replies(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", frozen(), report=naming(200)).write()
+    assert failed(audit(run, server_key=PIN)) == {"quality"}
+
+
+@pytest.mark.parametrize("told", [[2], [77], [1, 1], [3, 1], [1, 3, 4]], ids=str)
+def test_validation_is_told_of_released_rounds_once_and_in_order(
+    tmp_path: Path, told: list[int]
+) -> None:
+    run = Run(tmp_path / "run").write()
+    points = [{"round": number, "bpb": 2.0} for number in told]
+    resign_report(run, SERVER, lambda raw: raw["quality"].update(validation=points))
+    assert failed(audit(run, server_key=PIN)) == {"quality"}
