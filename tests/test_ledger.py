@@ -13,6 +13,7 @@ import pytest
 from fedattn.entries import Close, Intent, Skip
 from fedattn.errors import LedgerError
 from fedattn.ledger import GENESIS, PURPOSE, Ledger, read_ledger
+from fedattn.privacy.events import PoissonGaussian, event_to_dict
 from fedattn.signing import verify
 from tests.run_builder import SERVER, STRANGER, Run, model
 
@@ -109,6 +110,9 @@ def test_a_reopened_ledger_continues_its_chain(tmp_path: Path) -> None:
     Ledger.open(path, SERVER).close()  # the refusal released the lock
 
 
+GAUSSIAN = event_to_dict(PoissonGaussian(sampling_rate=0.2, noise_multiplier=1.0, steps=1))
+
+
 def test_a_wrong_body_writes_nothing(tmp_path: Path) -> None:
     with Ledger.create(tmp_path / "ledger.jsonl", SERVER) as ledger:
         for kind, body in (
@@ -119,6 +123,7 @@ def test_a_wrong_body_writes_nothing(tmp_path: Path) -> None:
             ("close", {key: CLOSE[key] for key in CLOSE if key != "skipped"}),
             ("close", {**CLOSE, "skipped": -1}),
             ("intent", {**INTENT, "event": {"kind": "magic"}}),
+            ("intent", {**INTENT, "event": GAUSSIAN | {"noise_multiplier": 10**400}}),
             ("intent", {key: INTENT[key] for key in INTENT if key != "roster"}),
             ("intent", {**INTENT, "roster": SERVER.public_bytes.hex()}),
             ("intent", {**INTENT, "roster": [SERVER.public_bytes.hex()[:-2]]}),
