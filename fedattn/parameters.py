@@ -79,9 +79,7 @@ def trainable_shapes(shape: Architecture, which: Trainable) -> Shapes:
     if which.startswith("last_"):
         return _matching(shapes, _last(shape, int(which.removeprefix("last_"))))
     small = ("bias.weight", LORA_B) if which.startswith("ffa") else ("bias.weight", LORA_A, LORA_B)
-    return {
-        name: size for name, size in shapes.items() if len(size) == 1 or name.endswith(small)
-    }
+    return {name: size for name, size in shapes.items() if len(size) == 1 or name.endswith(small)}
 
 
 def trainable_count(shape: Architecture, which: Trainable) -> int:

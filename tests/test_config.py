@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -200,11 +199,11 @@ def test_wrong_value_is_named_with_its_key(changes, shown):
 
 def test_a_list_of_patterns_is_short():
     """A device matches an instruction's against every parameter before it declines anything."""
-    at_most = "model.trainable is .*: at most 64 patterns of at most 200 characters"
+    at_most = "model.trainable: at most 64 patterns of at most 200 characters"
     for patterns in (["*"] * 64, ["*" * 200]):
         assert len(config_from_dict(changed(model__trainable=patterns)).model.trainable)
     for patterns in (["*"] * 65, ["*" * 201]):
-        assert re.search(at_most, refusal(changed(model__trainable=patterns)))
+        assert at_most in refusal(changed(model__trainable=patterns))
 
 
 def test_all_problems_are_listed_at_once():

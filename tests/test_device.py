@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import sys
 from dataclasses import replace
 
 import pytest
@@ -320,6 +321,21 @@ def test_a_gpu_that_is_not_there_is_refused_before_anything_is_spent(federate, u
     assert kinds(federation.spend_path) == ["accepted"]
 
 
+def test_a_device_whose_cleaning_cannot_run_declines_before_it_spends(federate, monkeypatch):
+    federation = federate(data__clean={"mask_pii": True})
+    instruction = federation.instruction()
+    monkeypatch.setitem(sys.modules, "phonenumbers", None)
+    with pytest.raises(RefusalError, match=r"^cleaning: "):
+        federation.device.accept(instruction)
+    assert not federation.spend_path.exists()
+    monkeypatch.undo()
+    federation.device.accept(instruction)
+    monkeypatch.setitem(sys.modules, "phonenumbers", None)
+    with pytest.raises(RefusalError, match=r"^cleaning: "):
+        federation.device.train(instruction, federation.vector)
+    assert kinds(federation.spend_path) == ["accepted"]
+
+
 def test_what_was_not_accepted_or_was_trained_before_does_not_train(federate):
     federation = federate()
     with pytest.raises(RefusalError):
@@ -478,7 +494,7 @@ def test_a_panic_after_reading_data_leaves_as_noise_of_its_own(federate, monkeyp
 
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit, GeneratorExit])
-@pytest.mark.parametrize("place", ["tokenize", "train_locally"])
+@pytest.mark.parametrize("place", ["training_records", "train_locally"])
 def test_what_asks_the_process_to_end_is_obeyed(federate, monkeypatch, place, end):
     federation = federate()
 

@@ -16,8 +16,8 @@ import fedattn.train
 from fedattn.batches import Pair, collate
 from fedattn.clipping import clipped_gradients
 from fedattn.config import Architecture
-from fedattn.lora import add_low_rank
 from fedattn.footprint import bytes_per_conversation, bytes_per_example
+from fedattn.lora import add_low_rank
 from fedattn.memory import Rows, ceiling, in_halves, is_out_of_memory
 from fedattn.model import AttentionGenerator, trainable_names
 from fedattn.parameters import lora_rank

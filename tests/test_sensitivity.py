@@ -122,8 +122,11 @@ def test_the_sum_is_that_of_the_slow_twin(
     assert (made - expected).norm() < 1e-5 * expected.norm()
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 32])
-@pytest.mark.parametrize("which", WHICH)
+@pytest.mark.parametrize(
+    ("which", "size"),
+    [(which, size) for which in WHICH[:2] for size in (1, 2, 3, 32)]
+    + [(which, size) for which in WHICH[2:] for size in (3, 32)],
+)
 def test_a_batch_with_and_without_one_record_stays_within_the_sensitivity(
     clipped_sum, mixed_records, size, which
 ):

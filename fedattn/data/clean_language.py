@@ -2,8 +2,8 @@
 
 Its model lies in the wheel (4 MB, read without network), its answer depends on the text alone.
 lingua is more exact on a few words and brings 96 MB; langid and langdetect are no longer kept. A
-whole conversation is judged at once, where naive Bayes is sure, and only one of many different words:
-of a few slang words, or one said forty times, it makes any language.
+whole conversation is judged at once, where naive Bayes is sure, and only one of many different
+words: of a few slang words, or one said forty times, it makes any language.
 """
 
 from __future__ import annotations
