@@ -23,10 +23,12 @@ from fedattn.growing import LONGEST
 from fedattn.printable import printable
 from fedattn.sampling import Sampling
 
-# The terminal becomes the process's own, so that Ctrl-C typed into it is a signal.
+# The terminal becomes the process's own, so that Ctrl-C typed into it is a signal; a suite that runs
+# in the background hands down that signal ignored.
 IN_A_TERMINAL = """
-import fcntl, runpy, sys, termios
+import fcntl, runpy, signal, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 runpy.run_module("fedattn.cli", run_name="__main__")
 """
 WAIT_S = 120
