@@ -23,8 +23,8 @@ from fedattn.growing import LONGEST
 from fedattn.printable import printable
 from fedattn.sampling import Sampling
 
-# The terminal becomes the process's own, so that Ctrl-C typed into it is a signal; a suite that runs
-# in the background hands down that signal ignored.
+# The terminal becomes the process's own, so that Ctrl-C typed into it is a signal; a suite that
+# runs in the background hands down that signal ignored.
 IN_A_TERMINAL = """
 import fcntl, runpy, signal, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
