@@ -145,7 +145,9 @@ class IntegerLinear(nn.Module):
         """(..., columns) -> (..., rows), float32."""
         rows, row_scales = quantised(x.flatten(0, -2).float())
         sums = torch._int_mm(rows, self.weight.t())  # int32: exact
-        out = sums.float() * (row_scales[:, None] * self.scales) + self.bias
+        out = sums.float() * (row_scales[:, None] * self.scales)
+        if self.bias is not None:  # attention's keys have none
+            out = out + self.bias
         return out.view(*x.shape[:-1], -1)
 
 

@@ -142,6 +142,18 @@ def test_large_layers_compute_in_integers_and_small_ones_do_not(generator, tmp_p
     assert 0 < off < 0.1
 
 
+def test_a_layer_without_a_bias_computes_in_integers_too(generator, tmp_path):
+    wide = generator(d_model=768)  # queries and keys have LARGE weights, and keys no bias
+    back = load_compressed(saved(wide, tmp_path / "wide", is_int8=True)).eval()
+    key = back.decoder[0].cross.key
+    assert isinstance(key, IntegerLinear)
+    assert key.bias is None
+    context, tokens = torch.tensor([[260, 5, 6]]), torch.tensor([[258, 7, 8]])
+    with torch.no_grad():
+        off = (back(context, tokens) - wide(context, tokens)).abs().max()
+    assert 0 < off < 0.1
+
+
 E = "embedding.weight."
 
 
