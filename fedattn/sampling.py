@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fedattn.errors import ConfigError
@@ -104,7 +105,9 @@ def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
     if top_p >= 1:
         return probabilities
     ordered, order = probabilities.sort(dim=1, descending=True, stable=True)
-    before = ordered.double().cumsum(1) - ordered  # what likelier tokens hold
+    sums = ordered.double().cumsum(1)
+    # what likelier tokens hold: not sums - ordered, whose rounding keeps one more at a tie
+    before = F.pad(sums[:, :-1], (1, 0))
     kept = (before < top_p).gather(1, order.argsort(1))
     cut = torch.where(kept, probabilities, 0.0)
     return cut / cut.sum(1, keepdim=True)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fedattn.errors import ConfigError
@@ -48,6 +48,19 @@ def test_the_nucleus_is_the_smallest_set_that_holds_top_p(logits, top_p):
     # what stays keeps its proportions
     for i in kept:
         assert float(after[i]) * mass == pytest.approx(float(before[i]), rel=1e-4, abs=1e-30)
+
+
+@given(st.lists(st.integers(0, 5), min_size=2, max_size=8).filter(any), st.integers(1, 12))
+@example([3, 3, 2, 4], 4)
+def test_at_a_tie_with_top_p_the_nucleus_ends_where_a_plain_sum_reaches_it(weights, twelfths):
+    row = [weight / sum(weights) for weight in weights]
+    held, kept = 0.0, set()
+    for token in sorted(range(len(row)), key=lambda token: (-row[token], token)):
+        if held < twelfths / 12 and row[token]:
+            kept.add(token)
+        held += row[token]
+    after = nucleus(torch.tensor([row], dtype=torch.float64), twelfths / 12)[0]
+    assert {token for token in range(len(row)) if after[token]} == kept
 
 
 @given(rows, uniform)
