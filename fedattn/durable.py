@@ -27,27 +27,32 @@ def write_durably(path: Path, stored: bytes) -> None:
 
 
 def write_new(path: Path, stored: bytes) -> None:
-    """Make the new file `path`, its owner's alone (0600); it has its name when it is on disk.
-
-    Nothing that exists is touched, whatever its name. RunError if `path` does, or why the disk
-    refused; then nothing is left.
-    """
-    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    """`put_new`; RunError if `path` exists, or why the disk refused."""
     try:
-        try:
-            with os.fdopen(os.open(part, flags, 0o600), "wb") as file:
-                file.write(stored)
-                file.flush()
-                os.fsync(file.fileno())
-            os.link(part, path)  # unlike a rename it never replaces what has the name
-        finally:
-            part.unlink(missing_ok=True)
-        _sync(path.parent)
+        put_new(path, stored)
     except FileExistsError:
         raise RunError(f"{path}: exists and is not overwritten; choose another name") from None
     except OSError as error:
         raise RunError(f"{path}: cannot be written ({error.strerror}); free or repair it") from None
+
+
+def put_new(path: Path, stored: bytes) -> None:
+    """Make the new file `path`, its owner's alone (0600); it has its name when it is on disk.
+
+    Nothing that exists is touched, whatever its name. FileExistsError if `path` does, another
+    OSError if the disk refused; then nothing is left.
+    """
+    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    try:
+        with os.fdopen(os.open(part, flags, 0o600), "wb") as file:
+            file.write(stored)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(part, path)  # unlike a rename it never replaces what has the name
+    finally:
+        part.unlink(missing_ok=True)
+    _sync(path.parent)
 
 
 def require_new(path: Path, option: str) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from fedattn.data.clean import clean, require_cleaning
 from fedattn.data.clean_duplicates import duplicates
 from fedattn.data.dialogue import Dialogue
 from fedattn.data.jsonl import read_jsonl
+from fedattn.durable import put_new
 from fedattn.errors import DataError
 
 if TYPE_CHECKING:
@@ -166,22 +166,8 @@ def _line(dialogue: Dialogue) -> str:
 
 
 def _write(out: Path, content: bytes) -> None:
-    part = out.with_name(f"{out.name}.{secrets.token_hex(8)}.part")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     try:
-        try:
-            with os.fdopen(os.open(part, flags, 0o600), "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.link(part, out)  # unlike a rename it never replaces what has the name
-        finally:
-            part.unlink(missing_ok=True)
-        folder = os.open(out.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        put_new(out, content)
     except FileExistsError:
         raise DataError(f"{out}: exists; choose another --out") from None
     except OSError as error:
