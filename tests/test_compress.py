@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 import fedattn
 from fedattn import cli
-from fedattn.compress import compress, validation_pairs
+from fedattn.checkpoint import save_model
+from fedattn.compress import compress, tokens_per_s, validation_pairs
 from fedattn.compressed import (
     IntegerLinear,
     is_compressed,
@@ -28,7 +29,7 @@ from fedattn.compressed import (
 )
 from fedattn.errors import ConfigError, ModelError, RunError
 from fedattn.found_model import find_model
-from fedattn.generate import bits_per_byte
+from fedattn.generate import OPENERS, bits_per_byte
 from fedattn.released import read_released
 
 
@@ -216,6 +217,24 @@ def test_a_compressed_run_loads_and_is_measured_as_it_is(compared):
     assert made.before.file_bytes == found.file.stat().st_size
     assert made.before.tokens_per_s > 0
     assert made.after.tokens_per_s > 0
+
+
+def test_speed_is_of_the_same_tokens_whoever_would_end_a_reply_early(generator, tmp_path):
+    generators, steps = [], []
+    for number, pull in enumerate((-100.0, 100.0)):  # towards <eos>
+        model, counted = generator(), []
+        with torch.no_grad():
+            model.head.bias[model.shape.vocab_size + 2] = pull
+        save_model(tmp_path / f"{number}.safetensors", model)
+        generators.append(fedattn.load(tmp_path / f"{number}.safetensors"))
+        generators[-1].model.norm_out.register_forward_hook(
+            lambda *_, counted=counted: counted.append(1)
+        )
+        steps.append(counted)
+    assert [len(each.reply(["hi"]).ids) for each in generators] == [40, 1]
+    steps[1].clear()
+    assert min(tokens_per_s(generators)) > 0
+    assert len(steps[1]) == 3 * 40 * len(OPENERS)
 
 
 def test_a_compressed_run_keeps_its_epsilons_and_says_what_was_done(compared):
