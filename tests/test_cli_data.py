@@ -7,9 +7,13 @@ import pytest
 from typer.testing import CliRunner
 
 from fedattn.cli_data import data_app
+from fedattn.data import load_partition
 from fedattn.data.clean_file import CleanOptions, clean_file
 from fedattn.data.jsonl import read_jsonl
+from fedattn.data.summary import inspect
 from fedattn.errors import ConfigError, DataError
+from fedattn.records import training_records
+from fedattn.tokens import Tokenizer
 from tests.federation import conversations, tiny, write
 
 runner = CliRunner()
@@ -198,3 +202,28 @@ def test_inspect_counts_what_trains_after_cleaning(tmp_path):
     assert cleaned["cleaned"]["email"] == cleaned["shares"][4]["conversations"]
     assert cleaned["shares"][trains] != plain["shares"][trains]
     assert cleaned["shares"][held_out] == plain["shares"][held_out]
+
+
+def test_inspect_leaves_out_what_cannot_be_cleaned_as_training_does(tmp_path, monkeypatch):
+    import fedattn.data.clean as module
+
+    config = tiny(
+        write(tmp_path / "in.jsonl", conversations()), data={"clean": {"mask_pii": True}}
+    ).data
+    whole = inspect(config)
+    broken = next(each for part in load_partition(config).train for each in part).id
+    true_clean = module.clean
+
+    def fail(dialogue, *rest, **named):
+        if dialogue.id == broken:
+            raise ValueError("hunter2")
+        return true_clean(dialogue, *rest, **named)
+
+    monkeypatch.setattr(module, "clean", fail)
+    seen = inspect(config)
+    assert seen.cleaned["left_out"] == whole.cleaned.get("left_out", 0) + 1
+    tokenizer = Tokenizer(257)
+    trains = [training_records(part, tokenizer, config) for part in load_partition(config).train]
+    assert [share.conversations for share in seen.shares[: config.clients]] == list(
+        map(len, trains)
+    )

@@ -66,7 +66,7 @@ def require_cleaning(rules: CleanConfig) -> None:
 def _works(trial: Callable[[], bool]) -> bool:
     try:
         return trial()
-    except Exception:
+    except Exception:  # whatever a missing or broken package raises; our own words are no data
         return False
 
 

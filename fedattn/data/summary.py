@@ -129,11 +129,21 @@ def _share(name: str, dialogues: Sequence[Dialogue], examples: int) -> Share:
 def _prepared(
     train: Sequence[Sequence[Dialogue]], config: DataConfig
 ) -> tuple[list[list[Dialogue]], Counter[str]]:
-    """Each client's conversations as they train, and what cleaning did, `left_out` among it."""
+    """Each client's conversations as they train, and what cleaning did, `left_out` among it.
+
+    One whose cleaning raises counts as absent, as where it trains (`records.training_records`).
+    """
     counts: Counter[str] = Counter()
+
+    def made_of(dialogue: Dialogue) -> Dialogue | None:
+        try:
+            return prepared(dialogue, config, counts)
+        except Exception:  # (its message could quote what was said)
+            return None
+
     owned = []
     for part in train:
-        made = [prepared(dialogue, config, counts) for dialogue in part]
+        made = [made_of(dialogue) for dialogue in part]
         kept = [dialogue for dialogue in made if dialogue is not None]
         counts["left_out"] += len(made) - len(kept)
         owned.append(kept)
