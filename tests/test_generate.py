@@ -10,6 +10,8 @@ import torch
 
 from fedattn.batches import Pair
 from fedattn.generate import bits_per_byte, choose_pairs, context_of, reply, reply_to
+from fedattn.growing import grow
+from fedattn.sampling import Sampling, stream_of
 
 
 def slow_reply(model, tokenizer, context, max_tokens):
@@ -25,6 +27,38 @@ def slow_reply(model, tokenizer, context, max_tokens):
             break
         tokens.append(best)
     return tuple(tokens[1:])
+
+
+def slow_draws(model, tokenizer, context, max_tokens, sampling, numbers):
+    """`slow_reply` for any sampling: probabilities, nucleus and draw by plain sums."""
+    ids = []
+    while len(ids) < max_tokens:
+        scores = model(torch.tensor([context]), torch.tensor([[tokenizer.bos, *ids]]))[0, -1]
+        allowed = [*range(tokenizer.vocab_size), *([tokenizer.eos] if ids else [])]
+        logits = {token: float(scores[token]) for token in allowed}
+        for token in set(ids):
+            factor = sampling.repetition_penalty
+            logits[token] *= 1 / factor if logits[token] > 0 else factor
+        uniform, best = numbers.random(), max(allowed, key=lambda token: logits[token])
+        if sampling.temperature:
+            weights = {
+                token: math.exp((logits[token] - logits[best]) / sampling.temperature)
+                for token in allowed
+            }
+            total, held, kept = math.fsum(weights.values()), 0.0, []
+            for token in sorted(allowed, key=lambda token: (-weights[token], token)):
+                if held < sampling.top_p * total:
+                    kept.append(token)
+                held += weights[token]
+            point = uniform * math.fsum(weights[token] for token in kept)
+            for best in sorted(kept):
+                point -= weights[best]
+                if point < 0:
+                    break
+        if best == tokenizer.eos:
+            break
+        ids.append(best)
+    return ids
 
 
 def push(model, token, amount):
@@ -43,6 +77,26 @@ def test_generation_is_the_argmax_of_plain_forward_passes(generator, tokenizer, 
     made = reply(model, tokenizer, context, max_tokens=12)
     assert made.ids == expected
     assert made.text == tokenizer.decode(expected).strip()
+
+
+@pytest.mark.parametrize("longest", [1, 12])
+@pytest.mark.parametrize("temperature", [0.0, 0.3, 1.0, 2.0])
+@torch.no_grad()
+def test_every_reply_of_a_batch_is_drawn_as_plain_forward_passes_of_its_own_draw_it(
+    generator, tokenizer, temperature, longest
+):
+    contexts = [[tokenizer.you, *range(40, 40 + length)] for length in (0, 1, 7, 40)]
+    for seed, (top_p, penalty) in enumerate([(1.0, 1.3), (0.9, 1.0), (0.5, 5.0), (0.01, 1.0)]):
+        model = push(generator(seed, spread=0.6), tokenizer.eos, 2.0 * (seed % 3))
+        sampling = Sampling(temperature, top_p, penalty)
+        streams = ([stream_of(seed, number) for number in range(4)] for _ in range(2))
+        made = grow(
+            model, tokenizer, contexts, max_tokens=longest, sampling=sampling, numbers=next(streams)
+        )
+        steps = list(made)
+        for row, (context, numbers) in enumerate(zip(contexts, next(streams), strict=True)):
+            found = [step[row] for step in steps if step[row] is not None]
+            assert found == slow_draws(model, tokenizer, context, longest, sampling, numbers)
 
 
 def test_generation_is_deterministic_and_leaves_the_model_alone(generator, tokenizer):
