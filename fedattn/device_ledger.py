@@ -31,6 +31,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
+from fedattn.durable import sync_folder
 from fedattn.errors import FedattnError, RefusalError
 from fedattn.own_keys import Stamp, stamp_of
 from fedattn.privacy.events import Event, event_from_dict, event_to_dict
@@ -195,11 +196,7 @@ class Session:
                 raise OSError("short write")
             os.fsync(self._handle)
             if written:
-                folder = os.open(self._path.parent, os.O_RDONLY)
-                try:
-                    os.fsync(folder)  # or a new file's name could be lost
-                finally:
-                    os.close(folder)
+                sync_folder(self._path.parent)
         except OSError:
             # What did reach the disk was not answered; taking it back is best effort, for a torn
             # line is cut off when the ledger is next read and a whole one is spent.

@@ -52,7 +52,7 @@ def put_new(path: Path, stored: bytes) -> None:
         os.link(part, path)  # unlike a rename it never replaces what has the name
     finally:
         part.unlink(missing_ok=True)
-    _sync(path.parent)
+    sync_folder(path.parent)
 
 
 def require_new(path: Path, option: str) -> None:
@@ -71,10 +71,11 @@ def part_of(path: Path) -> Path:
 def put_in_place(part: Path, path: Path) -> None:
     """Rename a file that is on disk, and bring the new name to disk; OSError if refused."""
     part.rename(path)
-    _sync(path.parent)
+    sync_folder(path.parent)
 
 
-def _sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Bring the names in `folder` to disk, or a new file's could be lost; OSError if refused."""
     opened = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(opened)

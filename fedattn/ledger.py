@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from fedattn.durable import sync_folder
 from fedattn.entries import LEDGER_FORMAT, AnyBody, parse_body
 from fedattn.errors import LedgerError
 from fedattn.signing import SIGNATURE_BYTES, SigningKey, verify
@@ -83,11 +84,7 @@ class Ledger:
         except OSError as error:
             raise LedgerError(f"{path}: cannot be created ({error.strerror})") from None
         _lock(handle, path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)  # the name, too, must survive a power cut
-        finally:
-            os.close(directory)
+        sync_folder(path.parent)  # the name, too, must survive a power cut
         return cls(path, key, handle, [])
 
     @classmethod

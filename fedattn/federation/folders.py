@@ -14,6 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
+from fedattn.durable import sync_folder
 from fedattn.errors import ProtocolError, RunError
 
 AUTHORITY_KEY: Final = "authority-key.pem"
@@ -176,16 +177,8 @@ def _create(path: Path, content: bytes, mode: int) -> None:
             file.flush()
             os.fchmod(file.fileno(), mode)  # whatever the umask
             os.fsync(file.fileno())
-        _sync(path.parent)
+        sync_folder(path.parent)
     except FileExistsError:
         raise RunError(f"{path}: exists; nothing is overwritten") from None
     except OSError as error:
         raise RunError(f"{path}: cannot be written ({error.strerror})") from None
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)  # or a new file's name could be lost
-    finally:
-        os.close(handle)
