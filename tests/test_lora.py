@@ -22,7 +22,7 @@ from fedattn.start import start_facts
 from fedattn.train import record_losses
 from tests.conftest import SHAPE
 from tests.test_book_keeping import LENGTHS, error, slow_sums, sums
-from tests.test_clipping import TOKENIZER, make_pairs, select, sharpen
+from tests.test_clipping import TOKENIZER, make_pairs, select, sharpen, slow_gradients
 
 HASH = "ab" * 32
 
@@ -125,53 +125,59 @@ def test_first_factors_differ_by_layer_and_start_and_have_variance_one_over_the_
         assert sum(np.array_equal(one, other) for other in made) == 1
 
 
-@pytest.mark.parametrize("method", ["book_keeping", "hooks"])
-@pytest.mark.parametrize("draws", [1, 2])
-@pytest.mark.parametrize("clip_norm", [0.05, 1e4])
-@pytest.mark.parametrize("rank", [1, 3, 16])
-def test_clipped_sums_are_those_of_one_example_at_a_time(generator, rank, clip_norm, draws, method):
-    model = adapted(generator, rank, decoder_layers=2)
-    names = select(model, f"lora({rank})")
-    batch = collate(make_pairs(LENGTHS), TOKENIZER)
-
-    def losses():
-        return record_losses(model, batch)
-
-    made = sums(model, losses, method, clip_norm, draws)
-    expected = slow_sums(model, losses, clip_norm, draws)
-    assert list(made) == names
-    assert all(float(value.norm()) > 1e-6 for value in expected.values())
-    assert error(made, expected) < 1e-5
-
-
-@pytest.mark.parametrize("method", ["book_keeping", "hooks"])
-def test_clipped_sums_with_frozen_first_factors_are_those_of_one_at_a_time(generator, method):
-    model = adapted(generator, 3, decoder_layers=2)
-    names = select(model, "ffa_lora(3)")
-    assert not any(name.endswith("lora_a.weight") for name in names)
-    batch = collate(make_pairs(LENGTHS), TOKENIZER)
-
-    def losses():
-        return record_losses(model, batch)
-
-    made = sums(model, losses, method, 0.05)
-    assert list(made) == names
-    assert error(made, slow_sums(model, losses, 0.05)) < 1e-5
-
-
-@pytest.mark.parametrize("method", ["book_keeping", "hooks"])
-@pytest.mark.parametrize("which", ["last_1", ("decoder.0.feed.*", "norm_out.*"), ("encoder.*",)])
-def test_clipped_sums_of_few_layers_are_those_of_one_example_at_a_time(generator, which, method):
-    model = sharpen(generator(encoder_layers=2, decoder_layers=2))
+def both_sums(model, which, method, clip_norm=0.05, draws=1):
+    """What clipping makes of a batch in which `which` is trained, and its slow twin, by name."""
     names = select(model, which)
     batch = collate(make_pairs(LENGTHS), TOKENIZER)
 
     def losses():
         return record_losses(model, batch)
 
-    made = sums(model, losses, method, 0.05)
+    made = sums(model, losses, method, clip_norm, draws)
     assert list(made) == names
-    assert error(made, slow_sums(model, losses, 0.05)) < 1e-5
+    return made, slow_sums(model, losses, clip_norm, draws)
+
+
+@pytest.mark.parametrize("method", ["book_keeping", "hooks"])
+@pytest.mark.parametrize("draws", [1, 2])
+@pytest.mark.parametrize("clip_norm", [0.05, 1e4])
+@pytest.mark.parametrize("rank", [1, 3, 16])
+def test_clipped_sums_are_those_of_one_example_at_a_time(generator, rank, clip_norm, draws, method):
+    model = adapted(generator, rank, decoder_layers=2)
+    made, expected = both_sums(model, f"lora({rank})", method, clip_norm, draws)
+    assert all(float(value.norm()) > 1e-6 for value in expected.values())
+    assert error(made, expected) < 1e-5
+
+
+@pytest.mark.parametrize("method", ["book_keeping", "hooks"])
+def test_clipped_sums_with_frozen_first_factors_are_those_of_one_at_a_time(generator, method):
+    made, expected = both_sums(adapted(generator, 3, decoder_layers=2), "ffa_lora(3)", method)
+    assert not any(name.endswith("lora_a.weight") for name in made)
+    assert error(made, expected) < 1e-5
+
+
+@pytest.mark.parametrize("method", ["book_keeping", "hooks"])
+@pytest.mark.parametrize("which", ["last_1", ("decoder.0.feed.*", "norm_out.*"), ("encoder.*",)])
+def test_clipped_sums_of_few_layers_are_those_of_one_example_at_a_time(generator, which, method):
+    model = sharpen(generator(encoder_layers=2, decoder_layers=2))
+    assert error(*both_sums(model, which, method)) < 1e-5
+
+
+def test_gradients_of_the_factors_follow_from_that_of_the_merged_weight(generator):
+    """W' = W + s B A, so dB = s dW' A^T and dA = s B^T dW': of the plain model, one by one."""
+    model, plain = adapted(generator, decoder_layers=2), generator(decoder_layers=2)
+    select(model, "lora(3)")
+    plain.load_state_dict(plain_weights(model))
+    for pair in make_pairs(LENGTHS[:4]):
+        made, merged = slow_gradients(model, pair), slow_gradients(plain, pair)
+        for path, layer in low_rank_layers(model).items():
+            full = layer.scale * merged[f"{path}.weight"]
+            for factor, expected in (
+                ("lora_b", full @ layer.lora_a.weight.T),
+                ("lora_a", layer.lora_b.weight.T @ full),
+            ):
+                off = made[f"{path}.{factor}.weight"] - expected
+                assert off.norm() <= 1e-4 * expected.norm()
 
 
 def test_before_the_first_step_only_b_has_a_gradient(generator):
