@@ -125,7 +125,15 @@ def impossible_architecture(_, metadata):
     metadata["architecture"] = json.dumps({**shape, "heads": 3})
 
 
-@pytest.mark.parametrize("change", [no_architecture, broken_architecture, impossible_architecture])
+def endless_architecture(_, metadata):
+    shape = json.loads(metadata["architecture"])
+    metadata["architecture"] = json.dumps({**shape, "decoder_layers": 10**12})  # to be listed
+
+
+@pytest.mark.parametrize(
+    "change",
+    [no_architecture, broken_architecture, impossible_architecture, endless_architecture],
+)
 def test_bad_metadata_is_a_model_error(generator, tmp_path, change):
     save_model(tmp_path / "m", generator())
     rewrite(tmp_path / "m", change)

@@ -166,6 +166,11 @@ def damaged(path, change):
     save_file(tensors, path, metadata)
 
 
+def endless(metadata):
+    """Layers whose names alone would fill the memory."""
+    return json.dumps({**json.loads(metadata["architecture"]), "encoder_layers": 10**12})
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -180,6 +185,7 @@ def damaged(path, change):
         lambda t, m: m.update(weights="int4"),
         lambda t, m: m.update(architecture="{}}"),
         lambda t, m: m.pop("architecture"),
+        lambda t, m: m.update(architecture=endless(m)),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_with_the_remedy(generator, tmp_path, change):

@@ -14,18 +14,20 @@ _TRAINABLE = r"all|bias_norm|last_[1-9][0-9]?|(ffa_)?lora\([1-9][0-9]{0,2}\)"
 _MOST_PATTERNS, _LONGEST_PATTERN = 64, 200  # an instruction's patterns are matched before it counts
 # Keys of `train` that are each device's own: they change its memory and time, not its privacy.
 LOCAL_KEYS = frozenset({"device", "threads", "clipping", "max_physical_batch", "max_batch_bytes"})
+# Of a file or an instruction that anybody may have made: names are listed before anything is read
+Layers = Annotated[int, Field(ge=1, le=1000)]
 
 
 class Architecture(Section):
     """The shape of an attention generator that starts from random weights."""
 
     vocab_size: Annotated[int, Field(ge=257, le=50256)] = 4096
-    d_model: Annotated[int, Field(ge=8)] = 192
+    d_model: Annotated[int, Field(ge=8, le=1 << 16)] = 192
     heads: Count = 4
-    encoder_layers: Count = 2
-    decoder_layers: Count = 2
-    context_tokens: Annotated[int, Field(ge=4)] = 64
-    reply_tokens: Annotated[int, Field(ge=4)] = 48
+    encoder_layers: Layers = 2
+    decoder_layers: Layers = 2
+    context_tokens: Annotated[int, Field(ge=4, le=1 << 20)] = 64
+    reply_tokens: Annotated[int, Field(ge=4, le=1 << 20)] = 48
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:
