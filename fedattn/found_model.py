@@ -14,6 +14,7 @@ from fedattn.compressed import is_compressed, load_compressed
 from fedattn.config import config_from_dict
 from fedattn.errors import ConfigError, RunError
 from fedattn.model import AttentionGenerator
+from fedattn.privacy.claims import labels
 from fedattn.released import CONFIG_FILE, Released, read_released
 from fedattn.report import REPORT_FILE, Report, read_report
 from fedattn.start import PUBLIC
@@ -56,12 +57,14 @@ def find_model(where: str | PathLike[str]) -> FoundModel:
 def _of_run(run_dir: Path) -> FoundModel:
     report = read_report(run_dir)
     try:
-        config_from_dict(report.config, where=f"{run_dir / REPORT_FILE}: config")
+        config = config_from_dict(report.config, where=f"{run_dir / REPORT_FILE}: config")
     except ConfigError as error:
         raise RunError(f"{error}\n  no run has such a config: `fedattn audit` it") from None
     file = run_dir / report.model.file
     require_sha256(file, report.model.file_sha256, named_by=run_dir / REPORT_FILE)
-    return FoundModel(run_dir, file, load_model(file), tuple(report.notes), report)
+    # A report of anybody's may have left out what its config demands
+    notes = tuple(dict.fromkeys([*labels(config), *report.notes]))
+    return FoundModel(run_dir, file, load_model(file), notes, report)
 
 
 def _of_released(folder: Path) -> FoundModel:

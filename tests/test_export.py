@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -17,7 +19,7 @@ from fedattn.found_model import UNKNOWN, find_model
 from fedattn.released import Released, read_released, statement_of, vocabulary_of
 from fedattn.report import read_report, show_epsilon
 from fedattn.tokens import SPECIALS, Tokenizer
-from tests.run_builder import Run, config
+from tests.run_builder import PRETENDS, Run, config, sampled, summed
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +68,8 @@ def test_config_json_names_model_vocabulary_and_promises(folder, finished_run):
     assert "data.jsonl" not in (folder / "config.json").read_text()
 
 
-def test_the_card_states_epsilon_for_every_adversary(tmp_path):
-    run = Run(tmp_path / "run", config()).write()
+def card_of(run):
+    """The card of a run whose weights are made up, and its report."""
     report = read_report(run)
     released = Released(
         fedattn_version="0",
@@ -78,9 +80,36 @@ def test_the_card_states_epsilon_for_every_adversary(tmp_path):
         file_sha256="0" * 64,
         changes=[],
         privacy=statement_of(report, "1" * 64),
-        notes=[],
+        notes=report.notes,
     )
-    card = model_card(released, report, parameters=12345, size=678)
+    return model_card(released, report, parameters=12345, size=678), report
+
+
+@pytest.mark.parametrize("made", [sampled(), sampled(hypothetical=PRETENDS), config(), summed()])
+def test_the_card_says_of_every_row_what_it_counts_on(tmp_path, made):
+    card, report = card_of(Run(tmp_path / "run", made).write())
+    lines = [line for line in card.splitlines() if line.startswith("- Against ")]
+    assert len(lines) == len(report.claims)
+    for line, claim in zip(lines, report.claims, strict=True):
+        assert line == f"- Against {claim.adversary}: {' '.join(claim.assumptions)}"
+    assert "no reader of the ledger" in lines[0] or made.privacy.noise == "local"
+    assert card.count("**HYPOTHETICAL") == (made.privacy.hypothetical is not None)
+
+
+def test_a_label_that_a_report_leaves_out_is_said_all_the_same(finished_run, tmp_path):
+    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    raw = json.loads((run / "report.json").read_bytes())
+    (label,) = raw["notes"]
+    assert label.startswith("NOT PRIVATE")
+    (run / "report.json").write_text(json.dumps({**raw, "notes": ["all is well"]}))
+    found = find_model(run)
+    assert found.notes == (label, "all is well")
+    export(found, tmp_path / "out")
+    assert "**NOT PRIVATE" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_the_card_states_epsilon_for_every_adversary(tmp_path):
+    card, report = card_of(Run(tmp_path / "run", config()).write())
     for claim in report.claims:
         (row,) = [line for line in card.splitlines() if line.startswith(f"| {claim.adversary} |")]
         assert f"| {show_epsilon(claim.epsilon)} | {claim.delta:g} | conversation |" in row
