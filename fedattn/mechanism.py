@@ -27,7 +27,7 @@ import numpy.typing as npt
 from fedattn import modulus
 from fedattn.config import Config, Hypothetical
 from fedattn.errors import PrivacyError, UpdateError
-from fedattn.rotation import Rotation
+from fedattn.rotation import block_size, padded_size
 from fedattn.rounding import (
     conditional_l2_bound,
     dithered_l2_bound,
@@ -58,15 +58,10 @@ class Mechanism:
                 f"privacy.noise is {self.config.privacy.noise}: there is no noise on the sum"
             )
 
-    @cached_property
-    def rotation_shape(self) -> Rotation:
-        """A rotation of this dimension, for its block and padding; each round has its own signs."""
-        return Rotation(self.dimension, bytes(32))
-
     @property
     def padded(self) -> int:
         """Coordinates of the rotated vector, those that are rounded, noised and masked."""
-        return self.rotation_shape.padded
+        return padded_size(self.dimension)
 
     @property
     def grid_scale(self) -> float:
@@ -181,7 +176,7 @@ class Mechanism:
         privacy = self.config.privacy
         units = privacy.max_units if self.config.is_one_step else cohort
         noise = cohort * self.share_variance(cohort)
-        return sum_variance_proxy(units * self.clip, self.rotation_shape.block, noise)
+        return sum_variance_proxy(units * self.clip, block_size(self.dimension), noise)
 
     def divisor(self, survivors: int) -> float:
         """What the decoded sum is divided by: public, and the same for neighbours."""

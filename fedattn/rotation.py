@@ -51,6 +51,15 @@ def block_size(dimension: int) -> int:
     return block
 
 
+def padded_size(dimension: int) -> int:
+    """`dimension` and its padding: whole blocks.
+
+    >>> [padded_size(d) for d in (3, 1000, 5000)]
+    [4, 1024, 5120]
+    """
+    return dimension + -dimension % block_size(dimension)
+
+
 class Rotation:
     """An orthogonal map from R^dimension into R^padded, the same for all who know `seed`.
 
@@ -79,7 +88,7 @@ class Rotation:
             raise UpdateError(f"seed has {len(seed)} bytes, must have {SEED_BYTES}")
         self.dimension = dimension
         self.block = block_size(dimension)
-        self.padded = dimension + -dimension % self.block
+        self.padded = padded_size(dimension)
         stream = Randomness(seed, is_seeded=True).child("rotation signs")
         bits = np.frombuffer(stream.bytes(-(-dimension // 8)), np.uint8)
         self._signs = 1 - 2 * np.unpackbits(bits, count=dimension).view(np.int8)  # (dimension,)

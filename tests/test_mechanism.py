@@ -15,6 +15,7 @@ from fedattn.config import Config, config_from_dict
 from fedattn.errors import ConfigError, PrivacyError, UpdateError
 from fedattn.mechanism import Mechanism, check_mechanism, hypothetical_world, threshold_of
 from fedattn.privacy.events import GaussianSum, SkellamSum, round_event
+from fedattn.rotation import block_size
 from fedattn.rounding import dithered_l2_bound, l1_bound, sum_variance_proxy
 from tests.summed import config
 
@@ -254,7 +255,7 @@ def test_the_modulus_is_the_least_at_which_no_round_wraps(made: Config, d: int) 
         units = made.privacy.max_units if made.is_one_step else n
         # noise of every share that may be there: more than the fewest survivors bring
         noise = n * mechanism.share_variance(n)
-        spread = sum_variance_proxy(units * mechanism.clip, mechanism.rotation_shape.block, noise)
+        spread = sum_variance_proxy(units * mechanism.clip, block_size(mechanism.dimension), noise)
 
         def wraps(bits: int, n: int = n, spread: float = spread) -> float:
             return modulus.wrap_probability(bits, float(n), spread, mechanism.padded)

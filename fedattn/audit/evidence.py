@@ -136,8 +136,14 @@ class Evidence:
 
     @cached_property
     def events(self) -> list[Event]:
-        """What was spent: every intent's event, whatever became of its round."""
-        return [intent.priced for _, intent in self.intents]
+        """What was spent: every intent's event, whatever became of its round.
+
+        CheckFailedError if they are not one mechanism: to price thousands would take days.
+        """
+        found = [intent.priced for _, intent in self.intents]
+        if (kinds := len(set(found))) > 1:
+            raise CheckFailedError(f"{kinds} mechanisms, a run has one: they are not priced")
+        return found
 
     @cached_property
     def costs(self) -> dict[Row, RowSpend]:

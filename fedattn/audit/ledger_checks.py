@@ -6,8 +6,9 @@ Each returns its detail or raises CheckFailedError with what it found.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from itertools import pairwise
 
 import fedattn
 from fedattn.audit.evidence import Evidence, is_pinned, require
@@ -127,11 +128,10 @@ def cohorts(e: Evidence) -> str:
     for entry, intent in e.intents:
         where, size = f"round {intent.round}", len(intent.roster)
         require(intent.cohort == size, f"{where}: cohort {intent.cohort}, {size} in its roster")
-        chosen = set(intent.roster)
-        require(len(chosen) == size, f"{where}: a device is listed twice in its roster")
+        require(len(set(intent.roster)) == size, f"{where}: a device is listed twice in its roster")
         remaining = asked[entry.hash]
         require(
-            [key for key in remaining if key in chosen] == intent.roster,
+            _is_part(intent.roster, remaining),
             f"{where}: its roster is not a part of the run's, in that order",
         )
         require(
@@ -145,22 +145,38 @@ def cohorts(e: Evidence) -> str:
     return f"{sizes[0]} to {sizes[-1]} of {len(roster)} devices a round" if sizes else "no round"
 
 
-def _asked(e: Evidence) -> dict[str, list[str]]:
-    """Whom the run goes on with at each intent, by its hash: `open`'s devices, or a resume's."""
-    remaining, found = e.opened.roster, {}
+def _asked(e: Evidence) -> dict[str, dict[str, int]]:
+    """Whom the run goes on with at each intent, by its hash: `open`'s devices, or a resume's.
+
+    Each with its place among them.
+    """
+    opened = remaining = _places(e.opened.roster)
+    found = {}
     for entry in e.entries:
         if isinstance(entry.body, Resume):
-            remaining = entry.body.roster
-            part = [key for key in e.opened.roster if key in set(remaining)]
-            require(remaining == part, "a resume goes on with others than the run's devices")
+            require(
+                _is_part(entry.body.roster, opened),
+                "a resume goes on with others than the run's devices",
+            )
+            remaining = _places(entry.body.roster)
             # whom a sampled round may draw is what its rate is accounted for
             require(
-                e.config.privacy.client_rate == 1 or remaining in ([], e.opened.roster),
+                e.config.privacy.client_rate == 1 or len(remaining) in (0, len(opened)),
                 "a resume leaves out devices, though clients are sampled",
             )
         elif isinstance(entry.body, Intent):
             found[entry.hash] = remaining
     return found
+
+
+def _places(roster: Sequence[str]) -> dict[str, int]:
+    return {key: place for place, key in enumerate(roster)}
+
+
+def _is_part(roster: Sequence[str], whole: Mapping[str, int]) -> bool:
+    """Whether all of `roster` is in `whole`, once and in that order; in the time of `roster`."""
+    places = [-1, *(whole.get(key, -1) for key in roster)]
+    return all(place < after for place, after in pairwise(places))
 
 
 def client_sampling(e: Evidence) -> str:
@@ -257,21 +273,20 @@ def cosignatures(e: Evidence) -> str:
         known = [k for k in e.opened.roster if is_pinned(bytes.fromhex(k), e.roster_pins)]
         source = f"the pinned roster, which knows {len(known)} of {len(e.opened.roster)} devices"
     for entry, intent, release in e.releases:
-        keys = [bytes.fromhex(key) for key in intent.roster]
-        if e.roster_pins is not None:
-            keys = [key for key in keys if is_pinned(key, e.roster_pins)]
-        remaining = list(keys)
-        for signature in map(bytes.fromhex, release.cosignatures):
-            signed = (
-                bytes.fromhex(intent.instruction_sha256),
-                bytes.fromhex(release.survivors_sha256),
-                bytes.fromhex(entry.hash),
-            )
-            # signatures come in roster order: the next unused key is nearly always the signer
-            match = (k for k in remaining if verify_confirmation(k, *signed, signature))
-            if (signer := next(match, None)) is not None:
-                remaining.remove(signer)
-        confirmed, quorum = len(keys) - len(remaining), threshold_of(e.config, len(intent.roster))
+        signed = (
+            bytes.fromhex(intent.instruction_sha256),
+            bytes.fromhex(release.survivors_sha256),
+            bytes.fromhex(entry.hash),
+        )
+        # Signatures come in roster order. So each key is tried once, against one signature: to try
+        # all of them against each other would take a hostile ledger's auditor hours.
+        signatures = map(bytes.fromhex, release.cosignatures)
+        signature, confirmed = next(signatures, None), 0
+        for key in map(bytes.fromhex, intent.roster):
+            if signature is not None and verify_confirmation(key, *signed, signature):
+                confirmed += e.roster_pins is None or is_pinned(key, e.roster_pins)
+                signature = next(signatures, None)
+        quorum = threshold_of(e.config, len(intent.roster))
         require(
             confirmed >= quorum,
             f"round {release.round}: {confirmed} valid co-signatures under {source}, need {quorum}",

@@ -13,7 +13,7 @@ from fedattn.config.reading import (
     parse_mapping,
     validated,
 )
-from fedattn.config.section import Count, Positive, Rate, Section
+from fedattn.config.section import MOST_CLIENTS, MOST_STEPS, Count, Positive, Rate, Section
 from fedattn.config.shape import Config, EvalConfig, Fault, SecAggConfig, Stage
 from fedattn.config.training import (
     LOCAL_KEYS,
@@ -26,6 +26,8 @@ from fedattn.config.training import (
 
 __all__ = [
     "LOCAL_KEYS",
+    "MOST_CLIENTS",
+    "MOST_STEPS",
     "ROWS",
     "Architecture",
     "AugmentConfig",

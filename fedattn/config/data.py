@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fedattn.config.section import Count, Rate, Section, Share
+from fedattn.config.section import Clients, Count, Rate, Section, Share
 
 
 class CleanConfig(Section):
@@ -29,7 +29,7 @@ class DataConfig(Section):
     path: str | None = None  # of the JSONL file; with source: jsonl alone
     skip_bad: bool = False  # leave refused JSONL lines out instead of stopping
     salt: Annotated[str, Field(min_length=1)] = "fedattn"  # decides owners, splits, thinning
-    clients: Count = 8
+    clients: Clients = 8
     # hash: owners are spread over `clients` silos by a salted hash; person: every person of the
     # corpus who is not held out is a client, those who own no conversation too
     assign: Literal["hash", "person"] = "hash"

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fedattn.config.section import Count, Positive, Rate, Section
+from fedattn.config.section import Clients, Count, Positive, Rate, Section
 from fedattn.noise import MAX_STD, MIN_STD
 
 Unit = Literal["conversation", "client", "none"]
@@ -34,8 +34,8 @@ class Budgets(Section):
 class Hypothetical(Section):
     """Noise as if `cohort` clients of `population` took part in a round: for studies alone."""
 
-    cohort: Count
-    population: Count
+    cohort: Clients
+    population: Clients
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:

@@ -9,7 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field
 Share = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=1 << 53)]  # what a float holds exactly
+# Each possible cohort has a threshold of its own, and an audit goes through them all
+MOST_CLIENTS = 10_000_000
+Clients = Annotated[int, Field(ge=1, le=MOST_CLIENTS)]
+MOST_STEPS = 1_000_000  # of a run: as many as its audit can price in minutes
 
 
 class Section(BaseModel):

@@ -13,7 +13,7 @@ from pydantic import Field, PlainValidator, model_validator
 from fedattn import modulus
 from fedattn.config.data import DataConfig
 from fedattn.config.protection import PrivacyConfig
-from fedattn.config.section import Count, Positive, Section, Share
+from fedattn.config.section import MOST_STEPS, Count, Positive, Section, Share
 from fedattn.config.training import LOCAL_KEYS, ModelConfig, TrainConfig
 from fedattn.errors import ConfigError, UpdateError
 
@@ -157,6 +157,13 @@ class Config(Section):
             raise ValueError(
                 f"train.local_steps {train.local_steps}: with `unit: conversation` and `noise: "
                 f"{privacy.noise}` a round is one DP-SGD step; set local_steps: 1"
+            )
+        steps = train.local_steps if privacy.noise == "local" else 1
+        if train.rounds * steps > MOST_STEPS:
+            raise ValueError(
+                f"train.rounds {train.rounds}: {train.rounds * steps} noised steps are above "
+                f"{MOST_STEPS}, more than the accountants price in time; lower rounds"
+                + (" or local_steps" if steps > 1 else "")
             )
         if train.draws > 1 and privacy.unit == "client":
             raise ValueError(

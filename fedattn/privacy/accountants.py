@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TypeAlias
 
+from fedattn.config import MOST_STEPS
 from fedattn.errors import PrivacyError
 from fedattn.privacy import renyi, renyi_exact
 from fedattn.privacy.events import NoNoise, PoissonGaussian
@@ -27,6 +28,11 @@ from fedattn.privacy.search import least_noise
 
 AGREEMENT = 0.01  # estimates may differ by this share, plus their stated errors
 EPSILON_LIMIT = 1000.0  # above it nothing is protected and grids become huge
+# What the Gaussian accountants are asked, whatever a ledger says: beyond these they take hours, or
+# raise. A lower rate and more noise cost no more than the bound and are priced as it.
+LEAST_RATE = 1e-9
+LEAST_NOISE, MOST_NOISE = 0.01, 1e6
+LEAST_DELTA = 1e-100
 
 View: TypeAlias = PoissonGaussian | SkellamTerm | NoNoise
 
@@ -43,15 +49,29 @@ class Spend:
 def spend(views: Iterable[View], delta: float) -> Spend:
     """The cost of all `views` at `delta`, under both accountants of their kind.
 
-    No view costs 0; NoNoise costs infinity. PrivacyError if the accountants disagree, or if a
-    Gaussian epsilon is so large that neither can price it.
+    No view costs 0; NoNoise costs infinity. PrivacyError if the accountants disagree, or if
+    Gaussian views cost so much, or are so many, that neither can price them.
 
     >>> spend([], 1e-5).epsilon, spend([NoNoise()], 1e-5).epsilon
     (0.0, inf)
     """
     if not 0 < delta < 1:
         raise PrivacyError(f"delta is {delta}, must be in (0, 1)")
-    return _spend(merge(views), delta)
+    found = _spend(merge(map(_within_bounds, views)), delta)
+    if isinstance(found, Spend):
+        return found
+    raise PrivacyError(found)
+
+
+def _within_bounds(view: View) -> View:
+    """A view that costs as much or more, and that the accountants can price in time."""
+    if not isinstance(view, PoissonGaussian):
+        return view
+    return replace(
+        view,
+        sampling_rate=max(view.sampling_rate, LEAST_RATE),
+        noise_multiplier=min(view.noise_multiplier, MOST_NOISE),
+    )
 
 
 def merge(views: Iterable[View]) -> tuple[View, ...]:
@@ -74,7 +94,15 @@ def merge(views: Iterable[View]) -> tuple[View, ...]:
 
 
 @lru_cache(maxsize=1024)
-def _spend(views: tuple[View, ...], delta: float) -> Spend:
+def _spend(views: tuple[View, ...], delta: float) -> Spend | str:
+    """The cost, or why there is none: a refusal, too, is found once, not in every round."""
+    try:
+        return _priced(views, delta)
+    except PrivacyError as refusal:
+        return str(refusal)
+
+
+def _priced(views: tuple[View, ...], delta: float) -> Spend:
     if any(isinstance(view, NoNoise) for view in views):
         return Spend(math.inf, {}, delta)
     gaussians = [view for view in views if isinstance(view, PoissonGaussian)]
@@ -100,6 +128,16 @@ def _upper(epsilon: float) -> Bounds:
 
 
 def _gaussian(gaussians: list[PoissonGaussian], delta: float) -> dict[str, Bounds]:
+    if delta < LEAST_DELTA:
+        raise PrivacyError(f"delta is {delta}, below {LEAST_DELTA:g}, where nothing bounds it")
+    steps = sum(view.steps for view in gaussians)
+    if steps > MOST_STEPS:
+        raise PrivacyError(f"{steps:.3g} steps are above {MOST_STEPS:.0e}; run fewer")
+    if any(view.noise_multiplier < LEAST_NOISE for view in gaussians):
+        raise PrivacyError(
+            f"{describe(gaussians)}: noise of less than {LEAST_NOISE:g} sensitivities protects "
+            "nothing; use more, or say `unit: none`"
+        )
     rough = renyi_epsilon(gaussians, delta)
     if not rough <= EPSILON_LIMIT:
         raise PrivacyError(

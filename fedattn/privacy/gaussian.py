@@ -21,6 +21,7 @@ from fedattn.errors import PrivacyError
 from fedattn.privacy.events import PoissonGaussian
 
 _GRID_POINTS = 1 << 20  # of one discretised privacy loss
+_LOSS_POINTS = 1 << 17  # of one step's, a direction: each an equation solved in Python
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class PldAccountant:
         # connect-the-dots adds variance below interval^2/4 a step: keep it far below the loss's own
         interval = min(1e-3, min(_loss_deviation(event) for event in events) / 20)
         interval = max(interval, 2 * (rough + 3) / _GRID_POINTS)
+        interval = max(interval, max(_loss_reach(event) for event in events) / _LOSS_POINTS)
         upper = self._epsilon(events, delta, interval, pessimistic=True)
         lower = self._epsilon(events, delta, interval, pessimistic=False)
         return Bounds(min(lower, upper), upper, upper)
@@ -157,6 +159,15 @@ def _loss_deviation(event: PoissonGaussian) -> float:
     """About the deviation of one step's privacy loss: root of its order-2 Renyi divergence."""
     exponent = min(event.noise_multiplier**-2, 100.0)
     return math.sqrt(math.log1p(event.sampling_rate**2 * math.expm1(exponent)))
+
+
+def _loss_reach(event: PoissonGaussian) -> float:
+    """About how far one step's privacy loss reaches: eight deviations out, with the record in."""
+    furthest = event.noise_multiplier**-2 / 2 + 8 / event.noise_multiplier
+    # log(1 + q exp(x)), for x beyond what exp takes
+    if furthest > 300:
+        return max(0.0, math.log(event.sampling_rate) + furthest)
+    return math.log1p(event.sampling_rate * math.exp(furthest))
 
 
 @lru_cache(maxsize=8)  # a loss has up to 2^20 points
