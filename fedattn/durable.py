@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import stat
 from pathlib import Path
 
 from fedattn.errors import RunError
+
+
+def read_regular(path: Path) -> bytes:
+    """What the file holds; OSError for a pipe or a device, of which a reader might never see the
+    end. For folders that anybody may have made."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # (else opening a pipe waits for a writer)
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        with os.fdopen(handle, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(handle)
 
 
 def write_durably(path: Path, stored: bytes) -> None:

@@ -12,6 +12,7 @@ from typing import Final, Literal
 from fedattn.checkpoint import load_model
 from fedattn.compressed import is_compressed, load_compressed
 from fedattn.config import config_from_dict
+from fedattn.durable import read_regular
 from fedattn.errors import ConfigError, RunError
 from fedattn.model import AttentionGenerator
 from fedattn.privacy.claims import labels
@@ -84,7 +85,7 @@ def _model_of(file: Path) -> AttentionGenerator:
 def require_sha256(file: Path, wanted: str, *, named_by: Path) -> None:
     """RunError unless `file` is, byte for byte, the one that `named_by` names."""
     try:
-        found = sha256(file.read_bytes()).hexdigest()
+        found = sha256(read_regular(file)).hexdigest()
     except OSError as error:
         raise RunError(f"{file}: cannot be read ({error.strerror}); {named_by} names it") from None
     if found != wanted:

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from fedattn.durable import sync_folder
+from fedattn.durable import read_regular, sync_folder
 from fedattn.entries import LEDGER_FORMAT, AnyBody, parse_body
 from fedattn.errors import LedgerError
 from fedattn.signing import SIGNATURE_BYTES, SigningKey, verify
@@ -199,7 +199,7 @@ def read_whole_lines(path: Path) -> tuple[list[LedgerEntry], bytes]:
     LedgerError as `read_ledger`, which takes such bytes for an error.
     """
     try:
-        stored = path.read_bytes()
+        stored = read_regular(path)
     except OSError as error:
         raise LedgerError(f"{path}: cannot be read ({error.strerror})") from None
     *lines, torn = stored.split(b"\n")

@@ -15,7 +15,7 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedattn.config import Architecture
-from fedattn.durable import part_of, put_in_place, write_durably
+from fedattn.durable import part_of, put_in_place, read_regular, write_durably
 from fedattn.entries import Hash
 from fedattn.errors import RunError
 from fedattn.report.shape import ClaimSection, FileName, Report, problems
@@ -121,7 +121,7 @@ def read_released(folder: Path) -> Released:
     """`config.json` of `folder`; RunError says what does not fit."""
     path = folder / CONFIG_FILE
     try:
-        raw = json.loads(path.read_bytes())
+        raw = json.loads(read_regular(path))
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError):

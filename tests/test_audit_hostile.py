@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from importlib import metadata
@@ -239,3 +241,26 @@ def test_another_version_of_a_library_that_renders_is_another_page(
         html.metadata, "version", lambda name: "0.0.1" if name == library else real(name)
     )
     assert page_sha256() != ours
+
+
+@pytest.mark.parametrize(
+    "name", ["ledger.jsonl", "report.json", "report.sig", "report.html", "model.safetensors"]
+)
+def test_a_pipe_in_place_of_a_file_keeps_nobody_waiting(run: Path, name: str) -> None:
+    """In processes of their own: who opened the pipe would wait for a writer, until killed."""
+    (run / name).unlink()
+    os.mkfifo(run / name)
+    use = {"audit": "fedattn.audit", "find_model": "fedattn.found_model"}
+    for function, module in use.items():
+        if function == "find_model" and name not in ("report.json", "model.safetensors"):
+            continue
+        code = (
+            f"from pathlib import Path; from {module} import {function}; "
+            f"from fedattn.errors import FedattnError\n"
+            f"try: print(getattr({function}(Path({str(run)!r})), 'ok', 'found'))\n"
+            f"except FedattnError as error: print('refused', error)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+        )
+        assert done.stdout.startswith(("False", "refused")), done

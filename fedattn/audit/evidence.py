@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from fedattn.config import Config, Row, config_from_dict
+from fedattn.durable import read_regular
 from fedattn.entries import Close, Intent, Open, Release
 from fedattn.errors import FedattnError, LedgerError, RunError
 from fedattn.ledger import LedgerEntry, read_ledger
@@ -229,7 +230,7 @@ def is_pinned(public_key: bytes, pins: frozenset[str]) -> bool:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({error.strerror})") from None
 

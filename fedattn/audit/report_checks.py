@@ -10,6 +10,7 @@ import json
 import math
 
 from fedattn.audit.evidence import CheckFailedError, Evidence, require, same_sentences
+from fedattn.durable import read_regular
 from fedattn.entries import (
     SIMULATED,
     SIMULATION,
@@ -116,7 +117,7 @@ def models(e: Evidence) -> str:
     require(stated.start_sha256 == e.opened.model_sha256, "the report starts from another model")
     require(stated.final_sha256 == current, "the report ends with another model")
     try:
-        stored = (e.run_dir / stated.file).read_bytes()
+        stored = read_regular(e.run_dir / stated.file)
     except OSError:
         raise CheckFailedError(f"{stated.file} cannot be read") from None
     found = hashlib.sha256(stored).hexdigest()
@@ -208,7 +209,7 @@ def page(e: Evidence) -> str:
             "report.json"
         )
     try:
-        stored = (e.run_dir / HTML_FILE).read_bytes()
+        stored = read_regular(e.run_dir / HTML_FILE)
     except OSError:
         raise CheckFailedError(f"{HTML_FILE} cannot be read") from None
     require(stored == render_html(e.report).encode(), f"{HTML_FILE} was changed; read report.json")

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 import fedattn
 from fedattn.config import Config, Row, config_from_dict
-from fedattn.durable import write_durably
+from fedattn.durable import read_regular, write_durably
 from fedattn.entries import Abort, Close, Intent, Open, Release, Resume, Skip
 from fedattn.errors import RunError
 from fedattn.ledger import LedgerEntry
@@ -168,7 +168,7 @@ def read_report(run_dir: Path) -> Report:
     """
     path = run_dir / REPORT_FILE
     try:
-        stored = path.read_bytes()
+        stored = read_regular(path)
     except FileNotFoundError:
         raise RunError(f"{path}: no report; the run did not finish") from None
     except OSError as error:
