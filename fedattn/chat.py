@@ -17,19 +17,20 @@ from fedattn.dialogue_generator import DialogueGenerator
 from fedattn.errors import ConfigError, DataError
 from fedattn.growing import GrowingReply, require_length
 from fedattn.printable import printable
-from fedattn.sampling import GREEDY, Sampling
+from fedattn.sampling import GREEDY, Sampling, as_typed
 
 HELP: Final = """\
 /why                     what the last reply attended to, averaged over layers and heads
 /reset                   forget the conversation
 /temperature T           0 is greedy; 1 is the model's own distribution
-/top-p P                 draw from the likeliest tokens that together hold P
+/top-p P                 draw from the likeliest tokens that together hold P; not if greedy
 /repetition-penalty R    1 is none
 /max-tokens N            the longest reply
-/seed N                  repeatable replies; `/seed none` draws new ones
+/seed N                  repeatable draws; `/seed none` makes new ones
 /help                    this, and the settings as they are
 /quit                    end the chat, as an empty line or Ctrl-D does
-Ctrl-C stops the reply under way."""
+Ctrl-C stops the reply under way; twice without one, it ends the chat."""
+_STAY: Final = "Ctrl-C again, Ctrl-D or an empty line ends the chat"
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,15 @@ class Settings:
 
     def __str__(self) -> str:
         of = self.sampling
+        idle = [
+            *(["top-p"] if of.top_p < 1 else []),
+            *(["seed"] if self.seed is not None else []),
+        ]
+        greedy = f" (greedy: {' and '.join(idle)} without effect)" if idle else ""
         return (
             f"temperature {of.temperature:g}, top-p {of.top_p:g}, repetition-penalty "
             f"{of.repetition_penalty:g}, max-tokens {self.max_tokens}, seed "
-            f"{'none' if self.seed is None else self.seed}"
+            f"{'none' if self.seed is None else self.seed}{greedy if of.is_greedy else ''}"
         )
 
 
@@ -70,16 +76,25 @@ class Chat:
         self._replies = 0
 
     def run(self) -> None:
-        """Answer line after line until an empty one, /quit, the end of input or Ctrl-C."""
+        """Answer line after line until an empty one, /quit, the end of input or two Ctrl-C.
+
+        One Ctrl-C can be meant for a reply that has just ended, and would lose the conversation.
+        """
         for note in self._generator.notes:
             self._say(note, "bold red")
         self._say("say something; /help lists commands, an empty line ends the chat", "dim")
+        is_warned = False
         while True:
             try:
                 line = self._read().strip()
-            except (EOFError, KeyboardInterrupt):
+            except (EOFError, KeyboardInterrupt) as end:
                 self._console.print()
-                return
+                if is_warned or isinstance(end, EOFError):
+                    return
+                self._say(_STAY, "dim")
+                is_warned = True
+                continue
+            is_warned = False
             name, _, value = line.partition(" ")
             if name in ("", "/quit"):
                 return
@@ -130,9 +145,10 @@ class Chat:
             try:
                 self._settings = _SETTINGS[name](self._settings, value)
             except ValueError:
-                self._say(f"/{name} needs a number; /help shows how", "yellow")
+                whole = "a whole number" if name in ("max-tokens", "seed") else "a number"
+                self._say(f"/{name} needs {whole}; /help shows how", "yellow")
             except ConfigError as error:
-                self._say(str(error), "yellow")
+                self._say(as_typed(error, "/"), "yellow")
             else:
                 self._say(f"now: {self._settings}", "dim")
         else:
@@ -186,4 +202,12 @@ def chat(generator: DialogueGenerator, settings: Settings) -> None:
             stream.reconfigure(errors="replace")
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  makes input() edit lines
-    Chat(generator, settings, console=Console(), read=lambda: input("you ")).run()
+    Chat(generator, settings, console=Console(), read=_read_line).run()
+
+
+def _read_line() -> str:
+    """The next line of stdin; shown if no terminal echoed it, so that a pipe can be read."""
+    line = input("you ")
+    if not sys.stdin.isatty():
+        print(printable(line), flush=True)
+    return line

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from fedattn.compress import Comparison
+    from fedattn.sampling import Sampling
 
 Model = Annotated[
     str,
@@ -26,14 +27,19 @@ Model = Annotated[
 Temperature = Annotated[
     float, typer.Option(min=0.0, help="0 is greedy; 1 is the model's own distribution.")
 ]
-TopP = Annotated[float, typer.Option(help="Draw from the likeliest tokens that hold this share.")]
+TopP = Annotated[
+    float,
+    typer.Option(
+        help="Draw from the likeliest tokens that hold this share; with a temperature above 0."
+    ),
+]
 RepetitionPenalty = Annotated[
     float,
     typer.Option(min=1.0, max=100.0, help="Above 1: the reply's own tokens come less often again."),
 ]
 # (the bound is growing.LONGEST, whose module imports torch)
 MaxTokens = Annotated[int, typer.Option(min=1, max=4096, help="Longest reply, in tokens.")]
-Seed = Annotated[int | None, typer.Option(help="Repeatable replies; without it, new ones.")]
+Seed = Annotated[int | None, typer.Option(help="Repeatable draws; without it, new ones.")]
 
 
 def chat(
@@ -48,9 +54,8 @@ def chat(
     from fedattn.chat import Settings
     from fedattn.chat import chat as talk
     from fedattn.dialogue_generator import load
-    from fedattn.sampling import Sampling
 
-    settings = Settings(Sampling(temperature, top_p, repetition_penalty), max_tokens, seed)
+    settings = Settings(_sampling(temperature, top_p, repetition_penalty), max_tokens, seed)
     talk(load(run), settings)
 
 
@@ -82,9 +87,8 @@ def generate(
     from fedattn.data.contexts import read_contexts
     from fedattn.dialogue_generator import load
     from fedattn.durable import require_new
-    from fedattn.sampling import Sampling
 
-    sampling = Sampling(temperature, top_p, repetition_penalty)
+    sampling = _sampling(temperature, top_p, repetition_penalty)
     require_new(out, "--out")
     read = read_contexts(source)
     contexts = read.accepted(skip_bad=skip_bad)
@@ -94,8 +98,24 @@ def generate(
         generator, contexts, sampling=sampling, max_tokens=max_tokens, seed=seed, batch=batch
     )
     write_answers(out, answers)
-    skipped = f"; {read.skipped} bad lines left out" if read.skipped else ""
-    typer.echo(f"wrote {out}: {len(answers)} replies{skipped}")
+    skipped = f"; {_count(read.skipped, 'bad line')} left out" if read.skipped else ""
+    typer.echo(f"wrote {out}: {_count(len(answers), 'reply')}{skipped}")
+
+
+def _sampling(temperature: float, top_p: float, repetition_penalty: float) -> Sampling:
+    from fedattn.errors import ConfigError
+    from fedattn.sampling import Sampling, as_typed
+
+    try:
+        return Sampling(temperature, top_p, repetition_penalty)
+    except ConfigError as error:
+        raise ConfigError(as_typed(error, "--")) from None
+
+
+def _count(number: int, what: str) -> str:
+    if number != 1:
+        what = what.removesuffix("y") + ("ies" if what.endswith("y") else "s")
+    return f"{number} {what}"
 
 
 OutDir = Annotated[
@@ -125,7 +145,11 @@ def compress(
     ] = False,
     examples: Annotated[
         int | None,
-        typer.Option(min=0, help="Replies of validation users to score; 0: none.", show_default=""),
+        typer.Option(
+            min=0,
+            help="Replies of validation users to score; 0: none.",
+            show_default="as many as the run did",
+        ),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on stdout.")
@@ -138,6 +162,8 @@ def compress(
 
     found = find_model(run)
     _warn(found.notes)
+    if not as_json:
+        typer.secho("measuring before and after; this can take a minute", err=True, dim=True)
     made = write(found, out, share=prune, is_int8=int8, examples=examples)
     if made.after.file_bytes >= made.before.file_bytes:
         _warn(["the file did not get smaller: which weights are 0 takes a bit each; prune more"])
@@ -165,7 +191,7 @@ def _compared(made: Comparison) -> Table:
     threads = f"{made.threads} thread{'' if made.threads == 1 else 's'}"
     table.add_row(f"tokens per second ({threads})", *speeds, speed_ratio)
     if before.bpb is None or after.bpb is None:
-        table.add_row("bits per byte", "not measured", "", "")
+        table.add_row("bits per byte (needs a run and --examples)", "not measured", "", "")
     else:
         what = f"bits per byte ({made.examples} validation replies)"
         change = f"{after.bpb - before.bpb:+.4f}"

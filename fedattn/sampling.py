@@ -52,6 +52,16 @@ class Sampling:
 GREEDY: Final = Sampling()
 
 
+def as_typed(error: ConfigError, sign: str) -> str:
+    """What `error` says of a field, by the name that a person typed: an option or a command.
+
+    >>> as_typed(ConfigError("top_p: 0.0 must be above 0 and at most 1"), "--")
+    '--top-p: 0.0 must be above 0 and at most 1'
+    """
+    name, colon, rest = str(error).partition(":")
+    return f"{sign}{name.replace('_', '-')}{colon}{rest}"
+
+
 def stream_of(seed: int | None, number: int = 0) -> random.Random:
     """The uniform numbers of one reply: they depend on both alone; without a seed they are new."""
     if seed is None:

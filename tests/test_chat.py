@@ -131,10 +131,20 @@ def test_ctrl_c_stops_the_reply_under_way_and_the_chat_goes_on(endless):
         assert "␛" in terminal.seen
 
 
-def test_ctrl_c_at_the_prompt_ends_the_chat(endless):
-    with Terminal("chat", endless) as terminal:
-        terminal.wait_for("you $")
+def test_ctrl_c_at_the_prompt_ends_the_chat_the_second_time(endless):
+    def interrupt():
+        time.sleep(0.5)  # the prompt is there a moment before readline heeds a signal
         terminal.type("\x03")
+
+    with Terminal("chat", endless, "--max-tokens", "3") as terminal:
+        terminal.wait_for("you $")
+        interrupt()
+        terminal.wait_for(r"Ctrl-C again.*\r\nyou $")
+        terminal.type("hi\n")
+        terminal.wait_for(r"it  .*\r\nyou $")  # one for a reply that has just ended loses nothing
+        interrupt()
+        terminal.wait_for(r"Ctrl-C again.*\r\nyou $")
+        interrupt()
         assert terminal.end() == 0
 
 
@@ -147,6 +157,8 @@ def test_a_pipe_will_do_and_bytes_that_are_no_text_do_not_end_the_chat(endless):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(b"it  ") == 3
+    assert b"you hi\n" in done.stdout  # what was said stands where a terminal would have it
+    assert b"you again\n" in done.stdout
     assert b"temperature 1.5" in done.stdout
     assert b"\x1b" not in done.stdout
 
@@ -208,14 +220,14 @@ def test_settings_change_what_is_said_and_a_seed_repeats_it(talker):
     [
         ("/temperature -1", "temperature: -1.0 must be at least 0"),
         ("/temperature", "/temperature needs a number"),
-        ("/top-p nan", "top_p: nan must be"),
-        ("/max-tokens 0", "max_tokens: 0 must be at least 1"),
-        ("/max-tokens 5000", f"max_tokens: 5000 must be at least 1 and at most {LONGEST}"),
+        ("/top-p nan", "/top-p: nan must be"),
+        ("/max-tokens 0", "/max-tokens: 0 must be at least 1"),
+        ("/max-tokens 5000", f"/max-tokens: 5000 must be at least 1 and at most {LONGEST}"),
         (
             "/repetition-penalty 1e39",
-            "repetition_penalty: 1e+39 must be in 1..100",
+            "/repetition-penalty: 1e+39 must be in 1..100",
         ),
-        ("/seed x", "/seed needs a number"),
+        ("/seed x", "/seed needs a whole number"),
         ("/why", "nothing was replied yet"),
         ("/\x1b[31m", "no such command: /␛[31m; /help lists them"),
         ("/help", "/repetition-penalty R"),
@@ -276,3 +288,13 @@ def test_what_people_write_stays_as_it_is():
     for text in ("hello, [bold]you[/]!", "naïve 你好 👩\u200d🔬", "می\u200cخواهم", "a  b"):
         assert printable(text) == text
     assert "".join(map(printable, "a\x1b[2Jb")) == printable("a\x1b[2Jb")
+
+
+def test_a_setting_that_does_nothing_is_said_to_and_a_wrong_one_is_called_as_it_was_typed(talker):
+    lines = "/top-p 0.5", "/seed 3", "/temperature 1", "/top-p 0", "/max-tokens 1e3"
+    nucleus, seeded, warm, wrong, part = talk(talker, *lines).strip().splitlines()[-5:]
+    assert nucleus.endswith("(greedy: top-p without effect)")
+    assert seeded.endswith("(greedy: top-p and seed without effect)")
+    assert "greedy" not in warm
+    assert wrong == "/top-p: 0.0 must be above 0 and at most 1"
+    assert part == "/max-tokens needs a whole number; /help shows how"

@@ -157,7 +157,7 @@ def test_nothing_is_overwritten_and_nothing_is_computed_in_vain(tmp_path):
     assert out.read_text() == "precious"
     with pytest.raises(RunError, match="no such directory"):
         generate(tmp_path / "no-model", tmp_path / "no-input", tmp_path / "no" / "out.jsonl")
-    with pytest.raises(ConfigError, match="top_p"):
+    with pytest.raises(ConfigError, match=r"^--top-p: 2\.0 must"):
         generate(tmp_path / "no-model", tmp_path / "no-input", out, top_p=2.0)
 
 
@@ -210,7 +210,7 @@ def test_the_command_says_loud_notes_on_stderr_and_what_it_wrote_on_stdout(finis
     done = CliRunner().invoke(cli.app, [str(each) for each in arguments])
     assert done.exit_code == 0, done.exception
     assert "NOT PRIVATE" in done.stderr
-    assert f"{out}: 1 replies; 1 bad lines left out" in done.stdout
+    assert f"{out}: 1 reply; 1 bad line left out" in done.stdout
     assert json.loads(out.read_text())["line"] == 1
 
 
