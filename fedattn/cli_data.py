@@ -12,6 +12,13 @@ data_app = typer.Typer(
     help="Look at conversations and clean them; nothing leaves this machine.", no_args_is_help=True
 )
 
+# what messages of the reader call by the config's names, and a person by an option
+_AS_OPTIONS = (
+    ("set data.skip_bad: true", "give --skip-bad"),
+    ("check data.path", "check its path"),
+    ("data.clean.region", "--region"),
+)
+
 _AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 _SkipBad = Annotated[
     bool, typer.Option("--skip-bad", help="Leave bad lines out instead of stopping.")
@@ -92,6 +99,7 @@ def data_clean(
     """
     from fedattn.config import CleanConfig, validated
     from fedattn.data.clean_file import CleanOptions, clean_file, clean_table
+    from fedattn.errors import DataError
 
     options = CleanOptions(
         rules=validated(
@@ -111,7 +119,13 @@ def data_clean(
         max_bytes=max_bytes,
         skip_bad=skip_bad,
     )
-    report = clean_file(path, out, options)
+    try:
+        report = clean_file(path, out, options)
+    except DataError as error:
+        text = str(error)
+        for in_config, option in _AS_OPTIONS:
+            text = text.replace(in_config, option)
+        raise DataError(text) from None
     if as_json:
         typer.echo(json.dumps(report.to_json()))
         return

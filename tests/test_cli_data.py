@@ -161,6 +161,14 @@ def test_when_nothing_is_left_nothing_is_written(tmp_path):
     assert not (tmp_path / "out.jsonl").exists()
 
 
+def test_a_remedy_is_an_option_of_this_command(source, tmp_path):
+    out = tmp_path / "out.jsonl"
+    assert str(run(source, "--out", out, "--region", "XX").exception).startswith("--region: XX")
+    assert "check its path" in str(run(tmp_path / "none", "--out", out).exception)
+    source.write_text("no JSON\n")
+    assert "give --skip-bad to leave" in str(run(source, "--out", out).exception)
+
+
 @pytest.mark.parametrize(
     "arguments", [("--region", "XX"), ("--region", "de"), ("--near", "0"), ("--near", "1.5")]
 )

@@ -101,6 +101,16 @@ def clean_file(path: Path, out: Path, options: CleanOptions) -> CleanReport:
 _GONE = ("symbols", "mashing", "markup", "empty", "joined")
 _TURNS = ("tidied", *_GONE, "in_dropped")
 _MASKED = ("email", "url", "card", "phone")
+_WORDS = {  # for people; JSON has the names
+    "symbols": "dropped, symbols alone",
+    "mashing": "dropped, keys hit at random",
+    "markup": "dropped, markup alone",
+    "empty": "dropped, nothing was left",
+    "joined": "joined to the one before",
+    "in_dropped": "in dropped conversations",
+    "exact_duplicate": "same as an earlier one",
+    "near_duplicate": "nearly the same as an earlier one",
+}
 
 
 def cleaned(
@@ -186,12 +196,12 @@ def clean_table(report: CleanReport) -> Table:
     sections = (
         ("conversations dropped", report.dropped),
         ("turns", {"read": report.turns_read, **report.turns, "kept": report.turns_kept}),
-        ("masked", report.masked),
+        ("masked in all that was read", report.masked),
         ("lines left out", report.skipped),
         ("lines repaired", report.notes),
     )
     for title, counts in sections:
         for name, count in counts.items():
-            table.add_row(f"{title}: {name}", f"{count:,}")
+            table.add_row(f"{title}: {_WORDS.get(name, name.replace('_', ' '))}", f"{count:,}")
         table.add_section()
     return table
