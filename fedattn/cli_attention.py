@@ -132,7 +132,7 @@ def attention(
     if png is not None:
         from fedattn.attention_view.picture import heat_png
 
-        write_new(png, heat_png(seen))
+        write_new(png, heat_png(seen, what=what))
     if as_json:
         stored = {"reply": made.text, "attention": seen.to_json(), "notes": generator.notes}
         typer.echo(json.dumps(stored))
@@ -159,6 +159,8 @@ def _measure(found: FoundModel, asked: _Asked, max_tokens: int, *, as_json: bool
     from fedattn.tokens import Tokenizer
 
     data, count = _data_of(found, asked.config), asked.examples or 200
+    if not as_json:
+        typer.secho(f"measuring {count} replies; a second or so each", err=True, dim=True)
     model = found.model.eval()
     tokenizer = Tokenizer(model.shape.vocab_size)
     records = tokenize(load_partition(data).validation, tokenizer, HELD_OUT_BYTES)
@@ -231,10 +233,12 @@ def _table(result: Faithfulness) -> Table:
     table = Table(
         title=f"What a reply loses without one turn, more than without another\n"
         f"{result.examples} {whose}, validation users; bootstrap 95% intervals",
-        caption="The last two rules look at no attention. See docs/attention.md",
+        caption="An interval that holds 0, or 50% of “hurts more”, shows no difference. The last "
+        "two rules look at no attention: attention tells something where it beats them. See "
+        "docs/attention.md",
     )
     table.add_column("turn left out")
-    for head in ("nats/token", "bits/byte", "hurts more", "last"):
+    for head in ("nats/token", "bits/byte", "hurts more", "is last"):
         table.add_column(head, justify="right")
     for each in result.comparisons:
         table.add_row(

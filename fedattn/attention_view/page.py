@@ -6,7 +6,16 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from fedattn.attention_view.attention_map import AttentionMap
-from fedattn.attention_view.visible import MARKER, Piece, cut, full_shade, pieces, who
+from fedattn.attention_view.visible import (
+    CUT,
+    MARKER,
+    Piece,
+    begins_cut,
+    cut,
+    full_shade,
+    pieces,
+    who,
+)
 from fedattn.printable import printable
 
 if TYPE_CHECKING:
@@ -87,6 +96,7 @@ def _view(attention: AttentionMap) -> dict[str, Any]:
     return {
         "turns": turns,
         "cut_off": attention.turns[0] if attention.turns else 0,
+        "begins_cut": CUT if begins_cut(attention) else "",
         "columns": [cut(piece.text.strip() or "·", _LONGEST) for piece in shown],
         "rows": rows,
         "marker": MARKER,

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 DPI: Final = 150
 _CELL: Final = 0.2  # inches
-_LEFT, _RIGHT, _TOP, _BOTTOM = 1.2, 0.9, 1.2, 0.5  # inches around the cells
+_LEFT, _RIGHT, _TOP, _BOTTOM = 1.2, 0.9, 1.4, 0.5  # inches around the cells
 _NARROWEST: Final = 3.0  # inches of cells: a short context leaves room for the title
 _LONGEST: Final = 14  # characters of a token's label
+_AXES: Final = "rows: tokens of the reply; columns: the conversation; shade: share of the row"
 _LARGEST: Final = 1 << 15  # pixels of a side; matplotlib draws less than twice as many
 
 
@@ -29,9 +30,10 @@ def picture_size(attention: AttentionMap) -> tuple[int, int]:
     return round(width * DPI), round(height * DPI)
 
 
-def heat_png(attention: AttentionMap) -> bytes:
+def heat_png(attention: AttentionMap, *, what: str = "attention") -> bytes:
     """The map as a PNG of `picture_size`; characters that the font lacks are drawn as boxes.
 
+    what: a title, words of our own; under it, what rows, columns and shades are.
     Needs matplotlib, but none of its state: no window, no `pyplot`. AttentionError if a side would
     have more than 32,768 pixels, about 1,000 tokens.
     """
@@ -46,6 +48,10 @@ def heat_png(attention: AttentionMap) -> bytes:
     width, height = _inches(attention)
     figure = Figure(figsize=(width, height), dpi=DPI)
     FigureCanvasAgg(figure)
+    left, up = 0.12 / width, 1 - 0.1 / height
+    figure.text(left, up, what, va="top", fontsize=8, weight="bold", parse_math=False)
+    up -= 0.16 / height
+    figure.text(left, up, _AXES, va="top", fontsize=6.5, color="#444444", parse_math=False)
     shown = pieces(attention)
     if shown and attention.weights:
         box = (

@@ -10,7 +10,7 @@ from rich.style import Style
 from rich.text import Text
 
 from fedattn.attention_view.attention_map import AttentionMap
-from fedattn.attention_view.visible import CUT, cut, full_shade, pieces, who
+from fedattn.attention_view.visible import CUT, begins_cut, cut, full_shade, pieces, who
 
 _BAR: Final = 8  # characters of a full bar
 _TOP: Final = 3  # words named with their numbers
@@ -44,6 +44,8 @@ def heat_line(attention: AttentionMap) -> Text:
     for turn in range(first, last + 1):
         line.append(f"{shares[turn]:4.0%} {_bar(shares[turn])} ")
         line.append(f"{who(turn, last):<5} ", style="bold")
+        if turn == first and begins_cut(attention):
+            line.append(CUT, style="dim")
         for piece, weight in zip(shown, weights, strict=True):
             if piece.turn == turn:
                 line.append(piece.text, style=_shade(weight / darkest))

@@ -47,6 +47,11 @@ def pieces(attention: AttentionMap) -> list[Piece]:
     return found
 
 
+def begins_cut(attention: AttentionMap) -> bool:
+    """Whether the oldest turn shown lost its beginning, its marker too, to the model's window."""
+    return bool(attention.context and attention.context[0])
+
+
 def full_shade(weights: Sequence[float]) -> float:
     """The weight that is drawn darkest: the largest, but no less than three even shares.
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from fedattn.attention_view.attention_map import AttentionMap
 from fedattn.attention_view.terminal import heat_line
-from fedattn.attention_view.visible import cut, full_shade, pieces
+from fedattn.attention_view.visible import CUT, cut, full_shade, pieces
 
 
 def printed(attention, **options):
@@ -110,3 +110,9 @@ def test_even_attention_is_drawn_light():
 
 def test_cut_keeps_its_promise():
     assert [len(cut("abcdef", size)) for size in (1, 3, 6, 9)] == [1, 3, 6, 6]
+
+
+def test_a_turn_whose_beginning_the_window_cut_is_shown_so(attention):
+    seen = AttentionMap(attention.context[2:], attention.turns[2:], ("x",), ((0.25,) * 4,))
+    assert printed(seen).splitlines()[0] == " 25% ██······ model … there"
+    assert CUT not in printed(attention)
