@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import time
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -77,7 +78,8 @@ class Live:
             self._task, description="training", total=rounds * clients, completed=0
         )
         self._clients = clients
-        self.note(f"{clients} clients, {rounds} rounds; start: {bpb:.3f} bits per byte")
+        start = f"{bpb:.3f} bits per byte of test users"  # other than those of a round's line
+        self.note(f"{clients} clients, {rounds} rounds; start: {start}")
 
     def stage(self, number: int, stage: str, done: int, expected: int) -> None:
         """Advance while clients train; name the stage otherwise."""
@@ -206,4 +208,7 @@ def privacy_table(report: Report) -> Table:
 
 def _command() -> str:
     """How this person can call fedattn: by name if it is on the path, else as it was called."""
-    return "fedattn" if shutil.which("fedattn") else sys.argv[0]
+    if shutil.which("fedattn"):
+        return "fedattn"
+    is_module = Path(sys.argv[0]).suffix == ".py"  # python -m fedattn.cli
+    return f"{sys.executable} -m fedattn.cli" if is_module else sys.argv[0]

@@ -199,7 +199,10 @@ def _quality(report: Report) -> Chart | None:
         return None
     title = "Bits per byte on validation users"
     (first, began), (last, ended) = points[0], points[-1]
-    summary = f"{began:.3f} after round {first}, {ended:.3f} after round {last}; lower is better."
+    summary = (
+        f"{began:.3f} after round {first}, {ended:.3f} after round {last}; lower is better. The "
+        "axis does not begin at 0; other replies than those of before and after."
+    )
     line = Line("bpb", points, "%s bits per byte", digits=3)
     return Chart(
         title=title,
