@@ -25,6 +25,7 @@ from fedattn.released import (
     write_folder,
 )
 from fedattn.report import REPORT_FILE, Report, show_epsilon
+from fedattn.signing import fingerprint
 
 MODEL_FILE: Final = "model.safetensors"
 _MARKUP: Final = re.compile(r"([\\`*_\[\]<>#|~&$])")
@@ -74,8 +75,10 @@ def model_card(released: Released, report: Report | None, *, parameters: int, si
     )
     environment.filters |= {"text": _escaped, "line": printable, "epsilon": show_epsilon}
     template = resources.files("fedattn").joinpath("assets/model_card.md.j2").read_text("utf-8")
+    privacy = released.privacy
     return environment.from_string(template).render(
         released=released,
+        fingerprint=privacy and fingerprint(bytes.fromhex(privacy.server_public_key)),
         quality=report and report.quality,
         samples=report.samples if report else [],
         parameters=f"{parameters:,}",

@@ -63,7 +63,10 @@ def test_a_model_file_that_is_not_the_reports_is_refused(finished_run, tmp_path)
 
 def test_an_unfinished_run_and_a_wrong_path_are_refused(finished_run, tmp_path):
     (tmp_path / "run").mkdir()
-    with pytest.raises(RunError, match="the run did not finish"):
+    with pytest.raises(RunError, match=r"run: not a run; it has neither"):
+        fedattn.load(tmp_path / "run")
+    (tmp_path / "run" / "ledger.jsonl").touch()
+    with pytest.raises(RunError, match=r"the run did not finish\. .*--resume"):
         fedattn.load(tmp_path / "run")
     with pytest.raises(RunError, match="no such run"):
         fedattn.load(tmp_path / "nowhere")

@@ -18,6 +18,7 @@ from fedattn.export import export, model_card
 from fedattn.found_model import UNKNOWN, find_model
 from fedattn.released import Released, read_released, statement_of, vocabulary_of
 from fedattn.report import read_report, show_epsilon
+from fedattn.signing import fingerprint
 from fedattn.tokens import SPECIALS, Tokenizer
 from tests.run_builder import PRETENDS, Run, config, sampled, summed
 
@@ -114,6 +115,7 @@ def test_the_card_states_epsilon_for_every_adversary(tmp_path):
         (row,) = [line for line in card.splitlines() if line.startswith(f"| {claim.adversary} |")]
         assert f"| {show_epsilon(claim.epsilon)} | {claim.delta:g} | conversation |" in row
     assert show_epsilon(report.claims[0].epsilon) not in ("0", "∞")
+    assert fingerprint(bytes.fromhex(report.ledger.server_public_key)) in card  # what is pinned
     assert "12,345 parameters" in card
     assert "2.190 on 200 replies of held-out users; 2.310 before training" in card
     # what a model said stays text: indented, it is code to Markdown

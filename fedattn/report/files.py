@@ -170,7 +170,15 @@ def read_report(run_dir: Path) -> Report:
     try:
         stored = read_regular(path)
     except FileNotFoundError:
-        raise RunError(f"{path}: no report; the run did not finish") from None
+        if not (run_dir / LEDGER_FILE).is_file():
+            raise RunError(
+                f"{run_dir}: not a run; it has neither {LEDGER_FILE} nor {REPORT_FILE}. "
+                "`fedattn simulate` prints where a run is"
+            ) from None
+        raise RunError(
+            f"{path}: no report; the run did not finish. `fedattn simulate --resume` goes on with "
+            "a simulation"
+        ) from None
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({error.strerror})") from None
     return parse_report(stored, where=str(path))
