@@ -2,7 +2,8 @@
 
 Frozen before anything was tuned. A choice (rate, clip, subset, rounds) is made on `validation`;
 `test` is looked at once it is made. `PAIRS` pins the very token ids, so that no change of filters,
-hashing or tokenizer moves them unseen: a report names the protocol only if its pairs hash to them.
+hashing or tokenizer moves them unseen: a report names the protocol only if its pairs hash to them
+and no key of its config could have held out others, which is what an audit can see.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Final, Literal
 
 import numpy as np
 
-from fedattn.config import Architecture, DataConfig
+from fedattn.config import Architecture, Config, DataConfig
 from fedattn.records import Pair
 
 PROTOCOL: Final = "fedattn-test/1"
@@ -24,6 +25,16 @@ EXAMPLES: Final = 1500
 SHAPE: Final = Architecture()
 # What decides who is held out, and which conversations there are; clients do not matter.
 DATA: Final = DataConfig(source="chitchat", salt="fedattn-quickstart")
+# A conversation is kept for a reply of at most `max_reply_bytes`, then all its replies may count.
+_DATA_KEYS: Final = (
+    "source",
+    "salt",
+    "validation_share",
+    "test_share",
+    "min_turns",
+    "max_reply_bytes",
+)
+_SHAPE_KEYS: Final = ("vocab_size", "context_tokens")
 Part = Literal["validation", "test"]
 PAIRS: Final[Mapping[Part, str]] = {
     "validation": "c51c78b914a068e61e9ff1445808c76a76a5c6b827d09ccfdaac379484e4e4ab",
@@ -43,3 +54,25 @@ def pairs_sha256(pairs: Sequence[Pair]) -> str:
 def protocol_of(pairs: Sequence[Pair], part: Part = "test") -> str | None:
     """The protocol's name if these are its pairs of `part`, else None."""
     return PROTOCOL if pairs_sha256(pairs) == PAIRS[part] else None
+
+
+def other_key(config: Config) -> str | None:
+    """The first key that makes `config`'s held-out pairs other ones than the protocol's, or may.
+
+    None if there is none. Of a start that is a file the shape is not in the config: `other_shape`.
+    """
+    for key in _DATA_KEYS:
+        if getattr(config.data, key) != getattr(DATA, key):
+            return f"data.{key}"
+    shape = config.model.architecture
+    if shape is not None and (differing := other_shape(shape)) is not None:
+        return f"model.architecture.{differing}"
+    return None if config.eval.examples == EXAMPLES else "eval.examples"
+
+
+def other_shape(shape: Architecture) -> str | None:
+    """The first of the two keys that decide what a model reads, if it is not the protocol's."""
+    for key in _SHAPE_KEYS:
+        if getattr(shape, key) != getattr(SHAPE, key):
+            return key
+    return None

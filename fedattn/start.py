@@ -8,6 +8,7 @@ float32 values that `checkpoint.load_model` trains from, so both name the same m
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from importlib.resources import as_file, files
@@ -102,6 +103,19 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not all(np.isfinite(value).all() for value in weights.values()):
         raise ModelError(f"{path}: weights are not finite")
     return Checkpoint(shape, weights)
+
+
+def stated_architecture(stored: bytes) -> Architecture | None:
+    """The shape in the metadata of a model file's bytes; None if they state none that is valid.
+
+    No weight is looked at: whether they have this shape, `read_checkpoint` finds.
+    """
+    size = int.from_bytes(stored[:8], "little")  # of the header, JSON
+    try:
+        stated = json.loads(stored[8 : 8 + size])["__metadata__"]["architecture"]
+        return Architecture.model_validate_json(stated)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def _float32(stored: Mapping[str, Any]) -> Floats:

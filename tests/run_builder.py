@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors.numpy import save
+
 import fedattn
 from fedattn.audit import AuditResult
-from fedattn.config import Config, config_from_dict
+from fedattn.config import Architecture, Config, config_from_dict
 from fedattn.entries import Release
 from fedattn.instruction import Instruction
 from fedattn.ledger import Ledger
@@ -30,7 +32,14 @@ CROWD = [SigningKey.generate(Randomness.seeded(3, str(i))) for i in range(8)]
 DEVICES = CROWD[:4]
 PRETENDS = {"cohort": 500, "population": 10_000}
 PIN = fingerprint(SERVER.public_bytes)
-WEIGHTS = b"the final weights"
+
+
+def weights_file(shape: Architecture) -> bytes:
+    """A model file without a weight, which states `shape`."""
+    return save({}, metadata={"format": "fedattn-model/1", "architecture": shape.model_dump_json()})
+
+
+WEIGHTS = weights_file(Architecture())
 START = hashlib.sha256(b"the public checkpoint").hexdigest()
 
 

@@ -5,6 +5,7 @@ The figures themselves no audit can check: it runs no model.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ from typing import Any
 import pytest
 
 from fedattn.audit import audit
-from fedattn.config import Config, config_from_dict
+from fedattn.config import Architecture, Config, config_from_dict
 from fedattn.protocol import DATA, EXAMPLES, PROTOCOL
 from fedattn.report import Report
-from tests.run_builder import PIN, SERVER, Run, config, failed, resign_report
+from tests.run_builder import PIN, SERVER, Run, config, failed, resign_report, weights_file
 
 
 def frozen(**changes: Any) -> Config:
@@ -48,6 +49,7 @@ def test_the_frozen_protocol_is_named_by_a_run_that_holds_out_its_people(tmp_pat
         {"validation_share": 0.2},
         {"test_share": 0.05},
         {"min_turns": 2},
+        {"max_reply_bytes": 64},
         {"source": "jsonl", "path": "mine.jsonl"},
     ],
     ids=str,
@@ -56,6 +58,34 @@ def test_a_run_on_other_people_cannot_name_the_frozen_protocol(
     tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     run = Run(tmp_path / "run", frozen(**changes), report=naming()).write()
+    assert failed(audit(run, server_key=PIN)) == {"quality"}
+
+
+def test_nor_can_a_run_with_another_vocabulary(tmp_path: Path) -> None:
+    raw = frozen().model_dump(mode="json")
+    raw["model"].update(start="random", architecture={"vocab_size": 8192})
+    run = Run(tmp_path / "run", config_from_dict(raw), report=naming()).write()
+    assert failed(audit(run, server_key=PIN)) == {"quality"}
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        weights_file(Architecture(vocab_size=8192)),
+        weights_file(Architecture(context_tokens=32)),
+        b"",
+        b"no model at all",
+        b"\x02\0\0\0\0\0\0\0[]",
+    ],
+    ids=["vocabulary", "context", "empty", "noise", "header"],
+)
+def test_nor_can_a_run_whose_start_is_a_file_of_another_shape(
+    tmp_path: Path, stored: bytes
+) -> None:
+    run = Run(tmp_path / "run", frozen(), report=naming()).write()
+    (run / "model.safetensors").write_bytes(stored)
+    digest = hashlib.sha256(stored).hexdigest()
+    resign_report(run, SERVER, lambda raw: raw["model"].update(file_sha256=digest))
     assert failed(audit(run, server_key=PIN)) == {"quality"}
 
 

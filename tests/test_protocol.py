@@ -17,6 +17,7 @@ from fedattn.protocol import (
     HELD_OUT_BYTES,
     PROTOCOL,
     SHAPE,
+    other_key,
     pairs_sha256,
     protocol_of,
 )
@@ -117,10 +118,47 @@ def test_the_bigram_agrees_with_counting_by_hand():
     assert 2.0**-bits == pytest.approx(0.5 / 3 + 0.5 / 6)
 
 
-def test_a_report_names_the_protocol_only_if_its_replies_are_those(held_out):
+def test_a_report_names_the_protocol_only_if_its_replies_are_those():
     model = start_model(load_config("configs/quickstart.yaml", []).model)
     config = load_config("configs/quickstart.yaml", [])
-    assert protocol_of(Evaluation(config, model).test) == PROTOCOL
+    assert Evaluation(config, model).protocol == PROTOCOL
     for change in ("eval.examples=1499", "data.salt=other", "data.test_share=0.2"):
-        config = load_config("configs/quickstart.yaml", [change])
-        assert protocol_of(Evaluation(config, model).test) is None
+        other = Evaluation(load_config("configs/quickstart.yaml", [change]), model)
+        assert other.protocol is None
+        assert protocol_of(other.test) is None
+
+
+def test_where_an_audit_could_not_tell_the_name_is_withheld():
+    # One byte more keeps the same conversations here; that it does, no config says.
+    model = start_model(load_config("configs/quickstart.yaml", []).model)
+    config = load_config("configs/quickstart.yaml", ["data.max_reply_bytes=513"])
+    measured = Evaluation(config, model)
+    assert protocol_of(measured.test) == PROTOCOL
+    assert measured.protocol is None
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ("data.max_reply_bytes=64", "data.max_reply_bytes"),
+        ("data.min_turns=5", "data.min_turns"),
+        ("eval.examples=1499", "eval.examples"),
+        ("data.clients=7", None),
+        ("data.keep_rate=0.5", None),
+        ("eval.progress_examples=0", None),
+    ],
+)
+def test_what_may_hold_out_others_is_named_by_key(change, key):
+    assert other_key(load_config("configs/quickstart.yaml", [change])) == key
+
+
+@pytest.mark.parametrize(("name", "value"), [("vocab_size", 8192), ("context_tokens", 32)])
+def test_a_random_start_of_another_shape_has_other_pairs(name, value):
+    config = load_config("configs/quickstart.yaml", [])
+    for shape, key in (
+        (SHAPE, None),
+        (SHAPE.model_copy(update={name: value}), f"model.architecture.{name}"),
+        (SHAPE.model_copy(update={"d_model": 64}), None),
+    ):
+        start = config.model.model_copy(update={"start": "random", "architecture": shape})
+        assert other_key(config.model_copy(update={"model": start})) == key

@@ -28,7 +28,7 @@ from fedattn.privacy.claims import (
     labels,
 )
 from fedattn.privacy.masks import masks_label
-from fedattn.protocol import DATA, EXAMPLES, PROTOCOL
+from fedattn.protocol import EXAMPLES, PROTOCOL, other_key, other_shape
 from fedattn.report import (
     HTML_FILE,
     PURPOSE,
@@ -37,6 +37,7 @@ from fedattn.report import (
     render_html,
 )
 from fedattn.signing import fingerprint, verify
+from fedattn.start import stated_architecture
 
 
 def files_present(e: Evidence) -> str:
@@ -116,13 +117,16 @@ def models(e: Evidence) -> str:
     require(e.closed.model_sha256 == current, "`close` names another model than the last release")
     require(stated.start_sha256 == e.opened.model_sha256, "the report starts from another model")
     require(stated.final_sha256 == current, "the report ends with another model")
-    try:
-        stored = read_regular(e.run_dir / stated.file)
-    except OSError:
-        raise CheckFailedError(f"{stated.file} cannot be read") from None
-    found = hashlib.sha256(stored).hexdigest()
+    found = hashlib.sha256(_model_file(e)).hexdigest()
     require(found == stated.file_sha256, f"{stated.file} is not the file that was reported")
     return f"{stated.file} {found}"
+
+
+def _model_file(e: Evidence) -> bytes:
+    try:
+        return read_regular(e.run_dir / e.report.model.file)
+    except OSError:
+        raise CheckFailedError(f"{e.report.model.file} cannot be read") from None
 
 
 def not_private_labels(e: Evidence) -> str:
@@ -184,15 +188,13 @@ def quality(e: Evidence) -> str:
     )
     if told.protocol is None:
         return "the server's word; not of the frozen protocol"
-    for key in ("source", "salt", "validation_share", "test_share", "min_turns"):
-        require(
-            getattr(e.config.data, key) == getattr(DATA, key),
-            f"names {PROTOCOL}, which is of another data.{key}",
-        )
-    require(
-        told.examples == EXAMPLES == e.config.eval.examples,
-        f"names {PROTOCOL}, which is of {EXAMPLES} replies",
-    )
+    key = other_key(e.config)
+    require(key is None, f"names {PROTOCOL}, which is of another {key}")
+    require(told.examples == EXAMPLES, f"names {PROTOCOL}, which is of {EXAMPLES} replies")
+    shape = stated_architecture(_model_file(e))
+    require(shape is not None, f"names {PROTOCOL}, and {e.report.model.file} states no shape")
+    key = None if shape is None else other_shape(shape)
+    require(key is None, f"names {PROTOCOL}, which is of another {key} than its model")
     return f"the server's word, on the replies of {PROTOCOL}"
 
 

@@ -12,7 +12,7 @@ from fedattn.data import load_partition
 from fedattn.generate import OPENERS, Quality, Reply, bits_per_byte, choose_pairs, reply_to
 from fedattn.kept_tokens import open_tokens
 from fedattn.model import AttentionGenerator
-from fedattn.protocol import HELD_OUT_BYTES
+from fedattn.protocol import HELD_OUT_BYTES, other_key, protocol_of
 from fedattn.tokens import Tokenizer
 
 
@@ -30,6 +30,11 @@ class Evaluation:
         """Bits per byte of `pairs` under the model as it is now."""
         self.model.eval()
         return bits_per_byte(self.model, pairs, self.tokenizer)
+
+    @property
+    def protocol(self) -> str | None:
+        """The frozen protocol's name if the test pairs are its own and the config says so, too."""
+        return None if other_key(self.config) is not None else protocol_of(self.test)
 
     @property
     def openers(self) -> tuple[str, ...]:

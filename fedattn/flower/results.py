@@ -17,7 +17,6 @@ from fedattn.errors import RunError
 from fedattn.flower.evaluation import Evaluation
 from fedattn.ledger import LedgerEntry
 from fedattn.model import AttentionGenerator
-from fedattn.protocol import protocol_of
 from fedattn.report import build_report, write_report
 from fedattn.resumption import Standing
 from fedattn.signing import SigningKey
@@ -82,7 +81,7 @@ class Results:
                 "bpb_after": _finite(after.bpb),
                 "examples": after.examples,
                 "bytes": after.bytes,
-                "protocol": protocol_of(self._evaluation.test),
+                "protocol": self._evaluation.protocol,
                 "validation": self.validation,
             },
             model_file=MODEL_FILE,
