@@ -95,6 +95,7 @@ def _local(config: Config) -> dict[Row, Sentences]:
         "outsider": (
             "Released models are post-processing of updates that were noised on each device; no "
             "amplification by sampling clients is counted.",
+            *cap,
         ),
         "server": (
             "Each device added its full noise before its update left it, so seeing the sums, and "
@@ -190,7 +191,8 @@ def _client_sampling(config: Config) -> Sentences:
     privacy = config.privacy
     steady = "Assumes that a round's release does not hinge on whether one device is available."
     if privacy.client_rate == 1:
-        return ("Every client is asked in each round: nothing is gained by sampling.", steady)
+        everybody = "Every client is asked in each round: nothing is gained by sampling."
+        return (everybody, steady, *_cap(config))
     failure = amplification_failure(config)
     if not is_amplified(config):
         return (

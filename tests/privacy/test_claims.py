@@ -102,6 +102,16 @@ def test_a_cap_on_participations_is_named_where_it_is_counted() -> None:
     assert not any("rounds of one device" in line for line in words(sampled()).values())
 
 
+def test_nor_does_any_row_count_fewer_rounds_without_saying_so() -> None:
+    """Also where all clients are asked: the outsider's row counts no more than the others."""
+    for made in (config, summed, lambda **privacy: summed(noise="server", **privacy)):
+        capped, uncapped = made(max_participations=2), made()
+        said, events = words(capped), [round_event(capped, D)] * 4
+        for row, cost in spends(capped, events).items():
+            is_less = cost.epsilon < spends(uncapped, events)[row].epsilon
+            assert is_less == ("at most 2 rounds of one device" in said[row]), row
+
+
 def test_neighbours_are_said_for_each_unit() -> None:
     assert "one conversation, added or removed" in adjacency(config())
     assert "zero update and its share of the noise" in adjacency(sampled())
