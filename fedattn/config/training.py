@@ -58,9 +58,9 @@ class ModelConfig(Section):
     start: str = "public"  # `public` (shipped checkpoint), `random`, or a .safetensors path
     architecture: Architecture | None = None  # with `start: random` alone
     # all; bias_norm: biases, norms, attention bias; last_N: the last N decoder layers with the
-    # output norm and bias; lora(R): rank-R changes of every linear layer (Hu et al. 2021), or
-    # their factors B alone, ffa_lora(R) (Sun et al. 2024), with bias_norm; or name patterns, as
-    # of fnmatch. What is frozen costs no noise and no bytes.
+    # output norm and bias; lora(R): rank-R changes of every linear layer of attention and
+    # feed-forward (Hu et al. 2021), or their factors B alone, ffa_lora(R) (Sun et al. 2024), with
+    # bias_norm; or name patterns, as of fnmatch. What is frozen costs no noise and no bytes.
     trainable: Annotated[Trainable, BeforeValidator(_trainable)] = "bias_norm"
 
     @model_validator(mode="after")

@@ -209,7 +209,7 @@ limits:
   max_clients: {max_clients}  # devices of a federation
   model_starts: [public]  # models to start from: `public`, or paths of files on this device
 
-device: auto  # auto: the first GPU if there is one; cpu; cuda:N
+device: auto  # auto: the working GPU with the most free memory, else the CPU; cpu; cuda:N
 threads: 0  # of the CPU; 0: torch's own choice
 max_batch_bytes: null  # memory ceiling of one batch on its device; null: none
 max_physical_batch: 64  # examples computed at once, at most

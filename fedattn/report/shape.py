@@ -196,7 +196,7 @@ class Quality(Section):
 
 
 class Sample(Section):
-    """What the models reply to one held-out context."""
+    """What the models reply to one opener of our own; no held-out person's words."""
 
     context: list[str]
     reply: str  # of the final model
