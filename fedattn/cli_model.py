@@ -65,7 +65,7 @@ def generate(
         Path,
         typer.Option(
             "--in",
-            help="JSONL: {context: [text, ...]}, or `turns` or `messages` as in docs/data.md.",
+            help="JSONL: `context`, a list of texts, or `turns` or `messages` as in docs/data.md.",
             show_default=False,
         ),
     ],

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from fedattn import cli
@@ -112,6 +113,17 @@ def test_plan_refuses_with_the_remedy_and_exit_code_2(config_path, arguments, me
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_no_help_has_brackets_which_the_terminal_would_take_for_markup():
+    waiting, seen = [get_command(cli.app)], 0
+    while waiting:
+        command = waiting.pop()
+        waiting += getattr(command, "commands", {}).values()
+        for text in [command.help, *(getattr(each, "help", "") for each in command.params)]:
+            seen += 1
+            assert "[" not in (text or ""), (command.name, text)
+    assert seen > 100
 
 
 def test_help_of_plan_imports_nothing_heavy():
