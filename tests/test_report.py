@@ -205,6 +205,9 @@ def test_bad_and_newer_reports_are_told_apart(run: Path, tmp_path: Path) -> None
         parse_report(stored.replace(b'"outcome": "completed"', b'"outcome": "great"'))
     with pytest.raises(RunError, match="epsilon"):
         parse_report(re.sub(rb'"epsilon": [\d.]+', b'"epsilon": NaN', stored))
+    with pytest.raises(RunError, match="not a run"):
+        read_report(tmp_path)
+    (tmp_path / "ledger.jsonl").write_bytes(b"")
     with pytest.raises(RunError, match="no report"):
         read_report(tmp_path)
 
