@@ -28,6 +28,7 @@ from pathlib import Path
 from fedattn.config import Config, Row, load_config
 from fedattn.mechanism import Mechanism, threshold_of
 from fedattn.privacy.calibration import calibrate
+from fedattn.privacy.claims import show_epsilon
 from fedattn.privacy.events import round_event
 from fedattn.privacy.rows import row_spend
 from fedattn.start import start_dimension
@@ -238,7 +239,7 @@ def table(jobs: Sequence[Job], results: dict[str, list[dict]]) -> Iterable[str]:
         after = [each["bpb_after"] for each in found]
         epsilons = found[0]["epsilons"]
         shown = ", ".join(
-            f"{epsilons[row]:.2f}" if isinstance(epsilons[row], float) else "inf"
+            show_epsilon(epsilons[row]) if isinstance(epsilons[row], float) else "inf"
             for row in ("outsider", "server", "collusion", "unmasked")
         )
         mean = statistics.mean(after)

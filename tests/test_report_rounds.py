@@ -20,6 +20,7 @@ from fedattn.privacy.accountants import spend
 from fedattn.privacy.events import PoissonGaussian
 from fedattn.report import Report, html, parse_report, read_report, render_html, rounds
 from fedattn.report.charts import charts
+from fedattn.report.drawing import bars
 from fedattn.signing import SigningKey
 from tests.planted import looking
 from tests.run_builder import (
@@ -281,3 +282,14 @@ def test_a_drawing_holds_no_script_style_link_or_long_number(good: Path) -> None
         assert tags <= {"svg", "title", "desc", "g", "path", "circle", "rect", "text"}
         drawn = re.sub(r"<(title|desc)\b.*?</\1>", "", chart.drawing)
         assert not re.search(r"style=|href|xmlns|\d\.\d{3}", drawn)
+
+
+@pytest.mark.parametrize("count", [9, 32, 2400])
+def test_the_axis_of_rounds_names_them_whole_however_many_they_are(count: int) -> None:
+    numbers = list(range(1, count + 1))
+    drawn = bars("clients", "title", "summary", numbers, [("answered", "%s", [8] * count)])
+    heights = [str(height) for height in (0, 2, 4, 6, 8)]
+    named = [text for text in re.findall(r"<text[^>]*>([^<]+)</text>", drawn) if text != "round"]
+    for height in heights:
+        named.remove(height)
+    assert named == [str(number) for number in numbers[:: -(-count // 10)]]

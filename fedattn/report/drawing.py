@@ -133,6 +133,7 @@ def _plain() -> dict[str, Any]:
         "margin": 4,
         "spacing": 6,
         "x_title": "round",
+        "truncate_label": -1,  # pygal makes "…" of round 13 where there are many
     }
 
 
