@@ -22,7 +22,14 @@ from fedattn.data import Dialogue, Turn
 from fedattn.durable import write_durably
 from fedattn.pretraining.filters import believed, count_words, key, plain, unfit, words
 from fedattn.pretraining.recipe import FilterConfig, Recipe, SourceName
-from fedattn.pretraining.sources import SOURCES, Files, digest, sampled_dialogues
+from fedattn.pretraining.sources import (
+    SAMPLING_CODE,
+    SOURCES,
+    Files,
+    code_sha256,
+    digest,
+    sampled_dialogues,
+)
 
 FORMAT = "fedattn-corpus/1"
 COMMON = 40  # shorter replies are everyday phrases: held out and trained on alike
@@ -231,10 +238,10 @@ def _from_line(line: str) -> Text:
 
 def _code_sha256() -> str:
     """Names the code and the text of our own that a corpus is made by."""
-    folder = Path(__file__).parent
-    names = ("corpus", "filters", "sources", "aiml", "prose", "wordnet", "openers")
-    paths = [*(folder / f"{name}.py" for name in names), *sorted(folder.glob("*.yaml"))]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+    modules = ("corpus", "filters", "sources", "aiml", "prose", "wordnet", *SAMPLING_CODE)
+    texts = sorted(Path(__file__).parent.glob("*.yaml"))
+    parts = (code_sha256(*modules), *(hashlib.sha256(t.read_bytes()).hexdigest() for t in texts))
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def _valid_manifest(recipe: Recipe, folder: Path) -> dict[str, Any] | None:

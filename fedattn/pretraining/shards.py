@@ -21,6 +21,7 @@ from fedattn.pretraining.character_lstm import NAMES, CharacterLSTM
 from fedattn.pretraining.openers import load_openers
 from fedattn.pretraining.recipe import SampledConfig
 from fedattn.pretraining.sampler import Sampling, sample
+from fedattn.pretraining.sources import SAMPLING_CODE, code_sha256
 
 WEIGHTS, VOCABULARY = "textgenrnn_weights.hdf5", "textgenrnn_vocab.json"
 
@@ -69,6 +70,7 @@ def shard_facts(package: Mapping[str, bytes], sampling: Sampling) -> dict[str, A
         "weights": hashlib.sha256(package[WEIGHTS]).hexdigest(),
         "vocabulary": hashlib.sha256(package[VOCABULARY]).hexdigest(),
         "openers": hashlib.sha256(openers).hexdigest(),
+        "code": code_sha256(*SAMPLING_CODE),
     }
 
 

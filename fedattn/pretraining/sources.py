@@ -13,7 +13,7 @@ import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import yaml
@@ -29,6 +29,7 @@ from fedattn.pretraining.recipe import Recipe, SourceName
 from fedattn.pretraining.wordnet import examples
 
 Files = Mapping[str, bytes]  # by path inside the package
+SAMPLING_CODE: Final = ("sampler", "character_lstm", "openers")  # decides what a shard holds
 
 _AIML_CHAIN = 3  # categories of a file that make one dialogue
 # not well-formed in the package; and what users said about people
@@ -51,6 +52,13 @@ class Source:
 def digest(files: Files) -> dict[str, str]:
     """sha256 of every file."""
     return {name: hashlib.sha256(files[name]).hexdigest() for name in sorted(files)}
+
+
+def code_sha256(*names: str) -> str:
+    """sha256 of these modules of ours, one after the other."""
+    folder = Path(__file__).parent
+    code = b"".join((folder / f"{name}.py").read_bytes() for name in names)
+    return hashlib.sha256(code).hexdigest()
 
 
 def _installed(package: str, folder: str, pattern: str, install: str) -> Callable[[Path], Files]:

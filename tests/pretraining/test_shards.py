@@ -67,6 +67,13 @@ def test_other_settings_are_other_shards(package, tmp_path):
     assert again != first
 
 
+def test_a_shard_that_other_code_sampled_is_sampled_again(package, tmp_path):
+    first, _ = sampled(package, tmp_path)
+    path = tmp_path / "sampled-5.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"code": "0" * 64}))
+    assert sampled(package, tmp_path) == (first, [5])
+
+
 def test_a_broken_weights_file_is_an_error_with_its_remedy(package, tmp_path):
     with pytest.raises(DataError, match=r"textgenrnn==2\.0\.0"):
         sampled({**package, WEIGHTS: b"no HDF5"}, tmp_path)
