@@ -66,14 +66,12 @@ class Size:
             reply_tokens=self.reply,
         )
         model = AttentionGenerator(shape).train()
+        names = trainable_names(model, self.trainable)
         if not is_shared:
             model.head.weight = nn.Parameter(model.head.weight.detach().clone())
             model.embedding = Tables(model.embedding)  # type: ignore[assignment]
-        names = trainable_names(model, self.trainable)
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(
-                name in names or (name == "head.weight" and "all" in self.trainable)
-            )
+            parameter.requires_grad_(self.trainable == "all" or name in names)
         return model
 
     def data(self) -> Batch:
